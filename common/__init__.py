@@ -1,0 +1,1 @@
+"""The pipeline's parts; each script at the top puts them together."""

@@ -1,0 +1,138 @@
+"""Reports as text for an 80-column screen."""
+
+from __future__ import annotations
+
+from textwrap import wrap
+from typing import TYPE_CHECKING
+
+from common.metrics import PER_CLASS, Interval, Report
+
+if TYPE_CHECKING:
+    from common.dataset import Split
+    from common.models import Checkpoint
+
+# From here a precision or recall is called high. Report A gives no figure.
+HIGH = 0.7
+SUMMARIES = {
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "g_mean": "G-mean",
+}
+
+
+def reading(r: Report, k: int) -> str:
+    """One sentence on class k, as report A reads its precision and recall."""
+    name = r.classes[k]
+    if r.support[k] == 0:
+        return f"{name}: the test images hold none, so nothing can be said of it."
+    words = {
+        (True, True): "is handled: most are found, and most called so are right",
+        (True, False): "is rarely found, but what is called so can be trusted",
+        (False, True): "is found, but over-predicted: much of what is called so is not",
+        (False, False): "is not handled: few are found, and what is called so is mostly wrong",
+    }[r.precision[k] >= HIGH, r.recall[k] >= HIGH]
+    if f"precision of {name}" in r.undefined:
+        return f"{name} is not handled: it is never predicted."
+    bounds = {metric: r.intervals[metric][k] for metric in ("precision", "recall")}
+    unsure = [metric for metric, (low, high) in bounds.items() if low < HIGH <= high]
+    caution = f" (uncertain with {r.support[k]} images: {', '.join(unsure)})"
+    return f"{name} {words}{caution if unsure else ''}."
+
+
+def with_interval(value: float, interval: Interval) -> str:
+    """A number and its interval, 20 characters wide.
+
+    >>> with_interval(0.30434, (0.156, 0.5094))
+    '0.304 [0.156, 0.509]'
+    """
+    return f"{value:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]"
+
+
+def as_text(r: Report, source: str) -> str:
+    """The report as it is printed: the reports' lines, then tables, then plain sentences."""
+    lines = [
+        f"Accuracy of the network on the {sum(r.support)} test images: {100 * r.accuracy:.2f} %"
+    ]
+    for k, name in enumerate(r.classes):
+        low, high = (100 * bound for bound in r.intervals["recall"][k])
+        found = f"{r.confusion[k][k]} of {r.support[k]}; 95% interval {low:.1f} to {high:.1f}"
+        percent = f"{100 * r.recall[k]:.1f}".removesuffix(".0")
+        lines.append(f"Accuracy of {name} : {percent} %  ({found})")
+    lines += [f"(images: {source})", "", r.table.rstrip(), ""]
+    if r.undefined:
+        lines += ["Undefined, shown as 0.000:", *(f"- {name}" for name in r.undefined), ""]
+
+    lines.append(
+        "With 95% intervals (Wilson for accuracy and recall, else stratified bootstrap):"
+    )
+    width = max(map(len, (*r.classes, "weighted avg")))
+    lines.append(f"{'':{width}}  {'precision':20}  {'recall':20}  f1-score")
+    for k, name in enumerate(r.classes):
+        cells = [
+            f"{'0.000 undefined':20}"
+            if f"{metric} of {name}" in r.undefined
+            else with_interval(getattr(r, metric)[k], r.intervals[metric][k])
+            for metric in PER_CLASS
+        ]
+        lines.append(f"{name:>{width}}  {'  '.join(cells)}".rstrip())
+    for kind in ("macro", "weighted"):
+        average = getattr(r, kind)
+        cells = [with_interval(average[m], r.intervals[f"{kind}_{m}"]) for m in PER_CLASS]
+        lines.append(f"{f'{kind} avg':>{width}}  {'  '.join(cells)}")
+    lines.append("")
+    for name, label in SUMMARIES.items():
+        lines.append(f"{label:17}  {with_interval(getattr(r, name), r.intervals[name])}")
+    low, high = r.intervals["g_mean"]
+    if low == high:
+        lines.append(
+            "(No width: each class is all right or all wrong. See the recalls' intervals.)"
+        )
+    lines += ["", "Confusion matrix (row: true class, column: prediction):"]
+    column = max(map(len, (*r.classes, str(max(r.support))))) + 2
+    lines.append(" " * column + "".join(f"{name:>{column}}" for name in r.classes))
+    for name, row in zip(r.classes, r.confusion, strict=True):
+        lines.append(f"{name:>{column}}" + "".join(f"{n:>{column}}" for n in row))
+    lines += ["", f"In words (high: {HIGH} or more):"]
+    for k in range(len(r.classes)):
+        lines += wrap(f"- {reading(r, k)}", 80, subsequent_indent="  ")
+    return "\n".join(lines)
+
+
+def comparison(reports: dict[str, Report]) -> str:
+    """One line per named report: accuracy, balanced accuracy, G-mean, then recalls."""
+    classes = next(iter(reports.values())).classes
+    width = max(map(len, reports))
+    lines = []
+    for heading, columns in (
+        ("", list(SUMMARIES.items())),
+        ("recall of ", [(k, name) for k, name in enumerate(classes)]),
+    ):
+        titles = "  ".join(f"{heading + title:20}" for _, title in columns)
+        lines += [f"{'':{width}}  {titles}".rstrip()]
+        for name, r in reports.items():
+            cells = [
+                with_interval(r.recall[key], r.intervals["recall"][key])
+                if heading
+                else with_interval(getattr(r, key), r.intervals[key])
+                for key, _ in columns
+            ]
+            lines.append(f"{name:>{width}}  {'  '.join(cells)}")
+        lines.append("")
+    return "\n".join(lines).rstrip()
+
+
+def caution(checkpoint: Checkpoint, split: Split) -> str:
+    """What a reader of a score must know of the checkpoint's training images; "" if nothing."""
+    if checkpoint.trained_on_test:
+        return (
+            "*** TRAINED ON THE TEST IMAGES: the scores below are not held out and say\n"
+            "*** nothing about images that the network has not seen."
+        )
+    if checkpoint.data is None:
+        return "(What this network was trained on is not recorded in its checkpoint.)"
+    if checkpoint.data["fingerprint"] != split.fingerprint:
+        return (
+            "(Trained on other images than these go with:\n"
+            f" {checkpoint.data['source']}, fingerprint {checkpoint.data['fingerprint']}.)"
+        )
+    return ""

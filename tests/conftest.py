@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import os
+import runpy
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from common import dataset
+from common.options import ROOT
+
+
+@pytest.fixture
+def real_split():
+    """The design's split of the photographs in CIFAR10_DIR."""
+    if not os.environ.get("CIFAR10_DIR"):
+        pytest.skip("needs real images: set CIFAR10_DIR to a CIFAR-10 folder")
+    return dataset.load(os.environ["CIFAR10_DIR"])
+
+
+@pytest.fixture
+def image_folder(tmp_path):
+    """train/ and test/ of automobile, truck and cat: 8 and 4 PNGs each, of random pixels."""
+    rng = np.random.default_rng(0)
+    root = tmp_path / "photos"
+    for part, count in (("train", 8), ("test", 4)):
+        for name in ("automobile", "truck", "cat"):
+            folder = root / part / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{i:04}.png")
+    return root
+
+
+@pytest.fixture
+def offline(monkeypatch, tmp_path):
+    """A new folder to be in, no CIFAR10_DIR, and nothing that answers a download."""
+    monkeypatch.delenv("CIFAR10_DIR", raising=False)
+    monkeypatch.setenv("CIFAR10_URL", "http://127.0.0.1:9/cifar-10-python.tar.gz")
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def script(offline):
+    """Run a script as a user does: script(name, argument, ..., VARIABLE=value)."""
+
+    def run(name: str, *arguments: object, **variables: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [sys.executable, ROOT / name, *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            env=os.environ | variables,
+            check=False,
+        )
+
+    return run
+
+
+@pytest.fixture
+def in_process(offline, monkeypatch, capsys):
+    """The same without a new process, which spends seconds on imports."""
+
+    def run(name: str, *arguments: object) -> subprocess.CompletedProcess:
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        code = 0
+        try:
+            runpy.run_path(str(ROOT / name), run_name="__main__")
+        except SystemExit as end:
+            code = end.code
+        return subprocess.CompletedProcess(sys.argv, code, *capsys.readouterr())
+
+    return run
+
+
+def random_part(counts: tuple[int, ...], seed: int = 0) -> dataset.Part:
+    """Random images with these counts of labels."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+    shape = (len(labels), 3, 32, 32)
+    images = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+    return dataset.Part(images, labels)
+
+
+def is_one_line(text: str, *words: object) -> bool:
+    """Whether text is a single line that holds all words."""
+    return text.count("\n") == 1 and all(str(word) in text for word in words)
+
+
+EMPTY = dataset.Part(torch.empty(0, 3, 32, 32, dtype=torch.uint8), torch.empty(0).long())

@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from conftest import random_part
+from PIL import Image
+
+from common import figures, metrics, statistics
+
+CLASSES = ("car", "truck", "cat")
+PART = random_part((30, 12, 6))
+SOURCE = "a source that is named"
+
+
+def drawn(path):
+    """Every figure, once, by name."""
+    stats = statistics.image_statistics(PART.images)
+    titles = [str(i) for i in range(48)]
+    report = metrics.report(PART.labels, PART.labels.flip(0), CLASSES)
+    counts = {"train": [30, 12, 6]}
+    return {
+        "class_counts": lambda: figures.class_counts(path, counts, CLASSES, SOURCE),
+        "class_shares": lambda: figures.class_shares(path, counts, CLASSES, SOURCE),
+        "samples": lambda: figures.samples(path, *PART, CLASSES, SOURCE),
+        "class_order": lambda: figures.class_order(
+            path, PART.labels, CLASSES, statistics.runs_test(PART.labels), SOURCE
+        ),
+        "image_statistics": lambda: figures.image_statistics(
+            path, *stats.values(), PART.labels, CLASSES, [3, 4], SOURCE
+        ),
+        "outlier_images": lambda: figures.outlier_images(
+            path, PART.images, titles, {"brightness": np.array([5, 1])}, SOURCE
+        ),
+        "confusion": lambda: figures.confusion(path, report, "A title", SOURCE),
+        "loss": lambda: figures.loss(path, [2.0, 1.0], [2.5], "A title", f"{SOURCE}; n = 48"),
+    }
+
+
+@pytest.fixture
+def figure_of(tmp_path, monkeypatch):
+    """The matplotlib Figure that is saved under a name."""
+
+    def draw(name):
+        seen = []
+        save = figures.Figure.savefig
+        monkeypatch.setattr(
+            figures.Figure, "savefig", lambda self, path: seen.append(self) or save(self, path)
+        )
+        path = tmp_path / "figures" / f"{name}.png"
+        assert drawn(path)[name]() == path
+        with Image.open(path) as image:
+            assert image.format == "PNG"
+        return seen[0]
+
+    return draw
+
+
+@pytest.mark.parametrize("name", drawn(None))
+def test_every_figure_names_its_source_and_n(figure_of, name):
+    figure = figure_of(name)
+    assert figure.get_suptitle()
+    assert SOURCE in figure.get_supxlabel()
+    assert "n = 48" in figure.get_supxlabel()
+
+
+@pytest.mark.parametrize("name", drawn(None))
+def test_no_text_is_clipped(figure_of, name):
+    figure = figure_of(name)
+    width, height = figure.canvas.get_width_height()
+    texts = [figure._suptitle, figure._supxlabel]
+    for axes in figure.axes:
+        texts += [axes.title, axes.xaxis.label, axes.yaxis.label, *axes.texts]
+    for text in texts:
+        box = text.get_window_extent()
+        if text.get_text() and text.get_visible():
+            assert box.x0 >= 0, text
+            assert box.y0 >= 0, text
+            assert box.x1 <= width, text
+            assert box.y1 <= height, text
+
+
+def test_counts_are_the_bars(figure_of):
+    (axes,) = figure_of("class_counts").axes
+    assert [bar.get_height() for bar in axes.patches] == [30, 12, 6]
+    assert [label.get_text() for label in axes.get_xticklabels()] == list(CLASSES)
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["train"]
+
+
+def test_confusion_shows_counts_in_their_cells(figure_of):
+    axes = figure_of("confusion").axes[0]
+    matrix = metrics.confusion_matrix(PART.labels, PART.labels.flip(0))
+    shown = {text.get_position(): text.get_text() for text in axes.texts}
+    for row, column in np.ndindex(3, 3):
+        assert shown[column, row].startswith(f"{matrix[row, column]}\n")
+
+
+def test_samples_are_of_their_class(figure_of):
+    axes = [a for a in figure_of("samples").axes if a.images]
+    assert len(axes) == 26  # ten cars, ten trucks, six cats
+    for a in axes:
+        expected = PART.images[int(a.get_title())].permute(1, 2, 0)
+        assert torch.equal(torch.from_numpy(np.asarray(a.images[0].get_array())), expected)

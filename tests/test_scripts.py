@@ -1,0 +1,204 @@
+"""The scripts as a user runs them: in a process of their own, with no network."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import is_one_line
+from PIL import Image
+
+from common import models
+from common.options import ROOT
+
+SCRIPTS = ("inspect_data.py", "evaluate.py", "train.py")
+FIGURES = {
+    "inspect_data.py": [
+        f"inspect_data_{name}.png"
+        for name in ("counts", "shares", "samples", "order", "statistics", "outliers")
+    ],
+    "evaluate.py": ["evaluate_baseline_confusion.png"],
+    "train.py": [f"train_original_{name}.png" for name in ("loss", "counts", "confusion")],
+}
+RESULTS = {
+    "inspect_data.py": "figures/inspect_data.json",
+    "evaluate.py": "figures/evaluate_baseline.json",
+    "train.py": "models/original.json",
+}
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_dry_run(script, tmp_path, name):
+    done = script(name, "--dry-run", "--output-dir", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert is_one_line(done.stderr, "GOING ON WITH SYNTHETIC IMAGES"), done.stderr
+    assert "synthetic (drawings, not photographs)" in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    for figure in FIGURES[name]:
+        with Image.open(tmp_path / "out/figures" / figure) as image:
+            assert min(image.size) > 300
+            assert np.asarray(image).std() > 10  # something is drawn
+    result = json.loads((tmp_path / "out" / RESULTS[name]).read_text())
+    assert result["data"]["source"].startswith("synthetic")
+    assert result["data"]["train_counts"] == [60, 20, 20]
+    assert {"command", "seed", "device", "versions", "seconds"} <= result.keys()
+    written = [path.name for path in (tmp_path / "out").rglob("*.*")]
+    assert all(
+        f"saved {path}" in done.stdout.replace("out/models/", "").replace("out/figures/", "")
+        for path in written
+    )
+
+
+def test_training_prints_and_saves_what_it_trained(in_process, tmp_path):
+    done = in_process(
+        "train.py", "original", "--dry-run", "--output-dir", tmp_path, "--seed", 3,
+        "--validation", 0.2, "--batch-size", 10,
+    )  # fmt: skip
+    assert "Total: 80 examples\ncar 48, truck 16, cat 16\n" in done.stdout
+    assert "(20 images)" in done.stdout
+    checkpoint = models.load_checkpoint(tmp_path / "models/original.pt")
+    result = json.loads((tmp_path / "models/original.json").read_text())
+    assert checkpoint.recipe == result["recipe"]
+    assert (checkpoint.recipe["batch_size"], checkpoint.seed) == (10, 3)
+    assert checkpoint.data == result["data"]
+    assert result["examples"] == [48, 16, 16]
+    assert len(result["history"]["validation_g_mean"]) == result["recipe"]["epochs"] == 2
+    percent = f"{100 * result['report']['accuracy']:.2f} %"
+    assert f"Accuracy of the network on the 32 test images: {percent}" in done.stdout
+
+    # Stage 2 finds the same in the checkpoint alone.
+    again = in_process(
+        "evaluate.py", tmp_path / "models/original.pt", "--dry-run", "--output-dir", tmp_path
+    )
+    evaluated = json.loads((tmp_path / "figures/evaluate_original.json").read_text())
+    assert evaluated["report"] == result["report"]
+    assert evaluated["checkpoint"]["recipe"] == result["recipe"]
+    assert "other images" not in again.stdout
+
+
+def test_one_seed_gives_one_file_in_any_process(script, in_process, tmp_path):
+    command = ("train.py", "--dry-run", "--data", "synthetic", "--output-dir")
+    script(*command, tmp_path / "a")
+    for name, seed in (("b", 0), ("c", 1)):
+        in_process(*command, tmp_path / name, "--seed", seed)
+    a, b, c = ((tmp_path / name / "models/original.pt").read_bytes() for name in "abc")
+    assert a == b
+    assert a != c
+
+
+def test_several_checkpoints_give_one_table(in_process, tmp_path):
+    for name, seed in (("one", 1), ("two", 2)):
+        network = models.build("simple-cnn", {"classes": 3}, seed)
+        torch.save({"model_state_dict": network.state_dict()}, tmp_path / f"{name}.pt")
+    done = in_process("evaluate.py", "one.pt", "two.pt", "--dry-run", "--output-dir", tmp_path)
+    assert done.returncode == 0, done.stderr
+    table = done.stdout.split("== All on the 32 test images")[1]
+    assert table.count("one  ") == table.count("two  ") == 2
+    assert "recall of truck" in table
+
+
+def test_a_network_that_saw_the_test_images_is_called_out(in_process, tmp_path):
+    network = models.build("simple-cnn", {"classes": 3})
+    models.save_checkpoint(
+        tmp_path / "all.pt", network, "simple-cnn", {"classes": 3},
+        classes=["car", "truck", "cat"], recipe={}, seed=0, data={}, trained_on_test=True,
+    )  # fmt: skip
+    done = in_process("evaluate.py", "all.pt", "--dry-run", "--output-dir", tmp_path)
+    assert "TRAINED ON THE TEST IMAGES" in done.stdout
+    result = json.loads((tmp_path / "figures/evaluate_all.json").read_text())
+    assert result["checkpoint"]["trained_on_test"] is True
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train.py", "orginal"], ["recipe 'orginal'", "try original"]),
+        (["train.py", "--epochs", "0"], ["--epochs", "'0' is not a whole number"]),
+        (["train.py", "--learning-rate", "nan"], ["--learning-rate", "number above 0"]),
+        (["train.py", "--momentum", "1"], ["--momentum", "'1' is not a share"]),
+        (["train.py", "--width", "8"], ["--width 8", "resnet9"]),
+        (["train.py", "--validation", "1"], ["--validation", "share"]),
+        (["train.py", "--seed", "-1"], ["--seed", "whole number"]),
+        (["inspect_data.py", "--train-counts", "many"], ["--train-counts", "whole number"]),
+        (["inspect_data.py", "--data", "nowhere"], ["--data nowhere", "synthetic"]),
+        (["inspect_data.py", "--colour"], ["--colour", "--help"]),
+        (["evaluate.py", "nothing.pt"], ["nothing.pt", "train.py makes one"]),
+        (["evaluate.py", "--classes", "cat", "truck", "--data", "synthetic",
+          "--train-counts", "1", "1", "--test-counts", "1", "1"],
+         ["baseline.pt", "car, truck, cat", "cat, truck"]),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_line(in_process, tmp_path, arguments, words):
+    done = in_process(*arguments, "--output-dir", tmp_path / "out")
+    assert done.returncode == 2
+    assert is_one_line(done.stderr, arguments[0], *words), done.stderr
+    assert done.stdout == ""
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_a_missing_device_is_named(in_process):
+    done = in_process("inspect_data.py", "--device", "cuda", "--dry-run")
+    assert done.returncode == 2
+    assert is_one_line(done.stderr, "--device cuda", "--device auto")
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_help_shows_a_default_for_every_option(in_process, name):
+    done = in_process(name, "--help")
+    for option in ("--data", "--split-seed", "--seed", "--device", "--threads",
+                   "--output-dir", "--validation"):  # fmt: skip
+        text = done.stdout.split(f"  {option} ")[1].split("\n  --")[0]
+        assert "default:" in text, option
+
+
+def test_help_loads_nothing_heavy():
+    for name in SCRIPTS:
+        code = (
+            f"import sys, runpy; sys.argv = ['{name}', '--help']\n"
+            f"try: runpy.run_path(r'{ROOT / name}', run_name='__main__')\n"
+            "except SystemExit: pass\n"
+            "print({'torch', 'numpy', 'sklearn', 'matplotlib'} & set(sys.modules) or 'light')"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
+        )
+        assert done.stdout.endswith("light\n"), name
+
+
+def test_an_interrupted_run_ends_in_one_line(tmp_path):
+    """Ctrl-C while training: the checkpoint of the finished recipe stays."""
+    process = subprocess.Popen(
+        [sys.executable, "-u", ROOT / "train.py", "baseline", "original", "--data", "synthetic",
+         "--dry-run", "--output-dir", tmp_path],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    for line in process.stdout:
+        if line.startswith("== original"):
+            break
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate()
+    assert process.returncode == 130
+    assert is_one_line(errors.lstrip("\n"), "train.py: stopped", "what was finished is saved")
+    assert (tmp_path / "models/baseline.pt").exists()
+    assert not (tmp_path / "models/original.pt").exists()
+    assert not [path for path in (tmp_path / "models").iterdir() if path.name[0] == "."]
+
+
+def test_baseline_gives_its_published_numbers(real_split, script, tmp_path):
+    published = json.loads((ROOT / "models/baseline.json").read_text())
+    if published["data"]["fingerprint"] != real_split.fingerprint:
+        pytest.skip("baseline.pt was made with the JPEG images, and CIFAR10_DIR holds others")
+    done = script(
+        "evaluate.py", "--output-dir", tmp_path, CIFAR10_DIR=os.environ["CIFAR10_DIR"]
+    )
+    assert "Accuracy of the network on the 625 test images: 88.16 %" in done.stdout
+    result = json.loads((tmp_path / "figures/evaluate_baseline.json").read_text())
+    assert result["report"]["confusion"] == published["report"]["confusion"]
+    assert result["report"]["confusion"] == [[551, 0, 0], [51, 0, 0], [23, 0, 0]]
