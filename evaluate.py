@@ -31,13 +31,17 @@ def main(args):
                 f" {', '.join(split.classes)}; change --classes"
             )
 
-    folder = options.output_dir(args) / "figures"
-    reports, saved = {}, []
-    for path, (name, checkpoint) in zip(args.checkpoints, checkpoints.items(), strict=True):
+    reports, seconds = {}, {}
+    for name, checkpoint in options.progress(checkpoints.items(), "Evaluating"):
         start = time.perf_counter()
         logits = models.predict(checkpoint.network, split.test.images)
-        report = metrics.report(split.test.labels, logits.argmax(1), split.classes)
-        reports[name] = report
+        reports[name] = metrics.report(split.test.labels, logits.argmax(1), split.classes)
+        seconds[name] = time.perf_counter() - start
+
+    folder = options.output_dir(args) / "figures"
+    saved = []
+    for path, (name, checkpoint) in zip(args.checkpoints, checkpoints.items(), strict=True):
+        report = reports[name]
         print(f"\n== {options.shown(path)} ==")
         caution = text.caution(checkpoint, split)
         if caution:
@@ -54,7 +58,7 @@ def main(args):
             split,
             seed=args.seed,
             device=str(device),
-            seconds=time.perf_counter() - start,
+            seconds=seconds[name],
             checkpoint={
                 "path": str(path),
                 "recipe": checkpoint.recipe,

@@ -76,30 +76,25 @@ def main(args):
     print(f"(over {statistics.OUTLIER_DISTANCE:g} robust standard deviations from the median)")
 
     folder = options.output_dir(args) / "figures"
+    ringed = sorted({int(i) for found in unusual.values() for i in found})
+    titles = [
+        f"{i}: {classes[label]}\nb {brightness[i]:.2f}, c {contrast[i]:.2f}"
+        for i, label in enumerate(labels.tolist())
+    ]
+    about = (classes, source)
+    drawings = {
+        "counts": (figures.class_counts, counts, *about),
+        "shares": (figures.class_shares, counts, *about),
+        "samples": (figures.samples, images, labels, *about),
+        "order": (figures.class_order, labels, classes, order, source),
+        "statistics": (
+            figures.image_statistics, brightness, contrast, labels, classes, ringed, source,
+        ),
+        "outliers": (figures.outlier_images, images, titles, unusual, source),
+    }  # fmt: skip
     saved = [
-        figures.class_counts(folder / "inspect_data_counts.png", counts, classes, source),
-        figures.class_shares(folder / "inspect_data_shares.png", counts, classes, source),
-        figures.samples(folder / "inspect_data_samples.png", *split.train, classes, source),
-        figures.class_order(folder / "inspect_data_order.png", labels, classes, order, source),
-        figures.image_statistics(
-            folder / "inspect_data_statistics.png",
-            brightness,
-            contrast,
-            labels,
-            classes,
-            sorted({int(i) for found in unusual.values() for i in found}),
-            source,
-        ),
-        figures.outlier_images(
-            folder / "inspect_data_outliers.png",
-            images,
-            [
-                f"{i}: {classes[label]}\nb {brightness[i]:.2f}, c {contrast[i]:.2f}"
-                for i, label in enumerate(labels.tolist())
-            ],
-            unusual,
-            source,
-        ),
+        draw(folder / f"inspect_data_{name}.png", *what)
+        for name, (draw, *what) in options.progress(drawings.items(), "Drawing figures")
     ]
     results.save_result(
         folder / "inspect_data.json",

@@ -9,7 +9,7 @@ import argparse
 import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -205,6 +205,13 @@ def print_saved(*paths: Path) -> None:
     print()
     for path in paths:
         print(f"saved {shown(path)}")
+
+
+def progress(items: Iterable, text: str) -> Iterable:
+    """`items` under a bar that goes when they end, and that only a terminal sees."""
+    from tqdm import tqdm
+
+    return tqdm(items, text, leave=False, disable=None)
 
 
 def run(main: Callable[[argparse.Namespace], None], parser: Parser) -> None:

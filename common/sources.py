@@ -16,11 +16,10 @@ import numpy as np
 import PIL
 import torch
 from PIL import Image, UnidentifiedImageError
-from tqdm import tqdm
 
 from common import synthetic
 from common.download import DownloadError, download
-from common.options import InputError
+from common.options import InputError, progress
 
 PARTS = ("train", "test")
 SIZE = 32
@@ -184,7 +183,7 @@ def image_folder(root: Path, classes: Sequence[str]) -> Source:
             stamps.update(f"{relative} {stat.st_size} {stat.st_mtime_ns}\n".encode())
 
     def take(part: str, positions: np.ndarray) -> np.ndarray:
-        bar = tqdm(positions, f"Reading {part} images", leave=False, disable=None)
+        bar = progress(positions, f"Reading {part} images")
         return np.stack([read_image(Path(files[part][i].path)) for i in bar])
 
     pool = Pool({part: np.array(labels[part], dtype=np.int64) for part in PARTS}, take)
@@ -214,7 +213,7 @@ def drawings(classes: Sequence[str]) -> Source:
 
     def take(part: str, positions: np.ndarray) -> np.ndarray:
         count = SYNTHETIC_COUNTS[part]
-        bar = tqdm(positions, f"Drawing {part} images", leave=False, disable=None)
+        bar = progress(positions, f"Drawing {part} images")
         seeds = ((PARTS.index(part), int(i)) for i in bar)
         return np.stack([synthetic.draw(i // count, (p, i)) for p, i in seeds])
 
