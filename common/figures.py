@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from common.comparison import Summary
 from common.metrics import Report
 from common.results import replacing
 from common.statistics import RunsTest
@@ -284,4 +285,34 @@ def loss(
     axes.set_ylabel("mean cross-entropy (nats)")
     axes.set_ylim(bottom=0)
     axes.legend()
+    return _save(figure, path)
+
+
+def recipes(
+    path: Path, compared: dict[str, dict[str, Summary]], metric: str, seeds: int, caption: str
+) -> Path:
+    """One dot and 95% interval per recipe, the best at the top."""
+    ranked = sorted(compared, key=lambda name: compared[name][metric].mean)
+    of_what = f"the mean of {seeds} seeds" if seeds > 1 else "the test images, one seed"
+    figure = _figure(
+        8,
+        1.6 + 0.3 * len(ranked),
+        f"{metric} of each recipe, 95% interval of {of_what}",
+        caption,
+    )
+    axes = figure.subplots()
+    for place, name in enumerate(ranked):
+        s = compared[name][metric]
+        low, high = s.interval
+        axes.plot([low, high], [place, place], color=colour(0), linewidth=2, alpha=0.5)
+        axes.plot(s.mean, place, "o", color=colour(0))
+        axes.annotate(
+            f"{s.mean:.3f}", (s.mean, place), (0, 5), textcoords="offset points",
+            ha="center", fontsize=7,
+        )  # fmt: skip
+    axes.set_yticks(range(len(ranked)), ranked)
+    axes.set_xlim(-0.02, 1.02)
+    axes.set_ylim(-0.6, len(ranked) - 0.3)
+    axes.set_xlabel(metric)
+    axes.grid(axis="x", alpha=0.3)
     return _save(figure, path)

@@ -107,6 +107,17 @@ def report(labels: Sequence[int], predictions: Sequence[int], classes: Sequence[
     )
 
 
+def from_confusion(confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> Report:
+    """The Report of the predictions that a confusion matrix (K, K) counts."""
+    counts = np.asarray(confusion)
+    true, predicted = np.indices(counts.shape)
+    return report(
+        np.repeat(true.ravel(), counts.ravel()),
+        np.repeat(predicted.ravel(), counts.ravel()),
+        classes,
+    )
+
+
 def wilson(successes: int, trials: int) -> Interval:
     """Wilson's score interval for a proportion (Wilson 1927); (0, 1) where there are no trials.
 

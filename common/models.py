@@ -7,6 +7,7 @@ scales its input itself, so that nothing outside has to remember to.
 from __future__ import annotations
 
 import pickle
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from torch import nn
 
 from common.options import InputError
 from common.results import replacing
+
+COSINE_SCALE = 30.0  # of a cosine classifier's logits, as LDAM's authors have it
 
 
 def pixels(images: torch.Tensor) -> torch.Tensor:
@@ -29,29 +32,77 @@ def to_unit_range(x: torch.Tensor) -> torch.Tensor:
     return x * 2 - 1
 
 
-class SimpleCNN(nn.Module):
+class Network(nn.Module):
+    """What all networks share: how logits come from features.
+
+    A subclass has `features`, images (N, 3, 32, 32) in [-1, 1] to (N, F), and `last`, the
+    layer that turns them into logits. flip_average: in evaluation mode, the mean of the
+    logits of an image and its mirror image. logit_offset: added to the logits, one a class.
+    """
+
+    def __init__(self, flip_average: bool, logit_offset: Sequence[float] | None) -> None:
+        super().__init__()
+        self.flip_average = flip_average
+        offset = None if logit_offset is None else torch.tensor(logit_offset)
+        # Not persistent: it is an argument, and the course's checkpoint has none.
+        self.register_buffer("offset", offset, persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = to_unit_range(x)
+        logits = self.last(self.features(x))
+        if self.flip_average and not self.training:
+            logits = (logits + self.last(self.features(x.flip(-1)))) / 2
+        return logits if self.offset is None else logits + self.offset
+
+
+class CosineLinear(nn.Linear):
+    """COSINE_SCALE times the cosine of features and class weights (Wang et al. 2018)."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return COSINE_SCALE * F.linear(F.normalize(x), F.normalize(self.weight))
+
+
+def last_layer(classifier: str, inputs: int, classes: int, bias: bool) -> nn.Linear:
+    if classifier == "cosine":
+        return CosineLinear(inputs, classes)
+    return nn.Linear(inputs, classes, bias=bias)
+
+
+class SimpleCNN(Network):
     """The reports' network: two 5x5 convolutions, three fully connected layers, 66,171 weights.
 
     PyTorch's CIFAR-10 tutorial network with 16 channels in the first layer and dropout after
     each hidden fully connected layer. Layer names are those of the course's checkpoint.
     """
 
-    def __init__(self, classes: int, dropout: float = 0.5) -> None:
-        super().__init__()
+    def __init__(
+        self,
+        classes: int,
+        dropout: float = 0.5,
+        classifier: str = "linear",
+        flip_average: bool = False,
+        logit_offset: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__(flip_average, logit_offset)
         self.conv1 = nn.Conv2d(3, 16, 5)
         self.conv2 = nn.Conv2d(16, 16, 5)
         self.fc1 = nn.Linear(16 * 5 * 5, 120)
         self.fc2 = nn.Linear(120, 84)
-        self.fc3 = nn.Linear(84, classes)
+        self.fc3 = last_layer(classifier, 84, classes, bias=True)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = to_unit_range(x)
+    @property
+    def last(self) -> nn.Linear:
+        return self.fc3
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
         x = F.max_pool2d(F.relu(self.conv1(x)), 2)  # (N, 16, 14, 14)
         x = F.max_pool2d(F.relu(self.conv2(x)), 2)  # (N, 16, 5, 5)
         x = self.dropout(F.relu(self.fc1(x.flatten(1))))
-        x = self.dropout(F.relu(self.fc2(x)))
-        return self.fc3(x)
+        return self.dropout(F.relu(self.fc2(x)))
 
 
 def conv_block(inputs: int, outputs: int) -> nn.Sequential:
@@ -69,19 +120,26 @@ class Residual(nn.Sequential):
         return x + super().forward(x)
 
 
-class ResNet9(nn.Module):
+class ResNet9(Network):
     """Nine layers with two residual blocks (Page 2018, "How to train your ResNet").
 
     width: channels of the first layer; the last has eight times as many. Width 16 has 0.4
     million weights, width 64 the original's 6.6 million.
     """
 
-    LOGIT_SCALE = 0.125  # Page's: without it a new network's logits are too far apart
+    FEATURE_SCALE = 0.125  # Page's: without it a new network's logits are too far apart
 
-    def __init__(self, classes: int, width: int = 16) -> None:
-        super().__init__()
+    def __init__(
+        self,
+        classes: int,
+        width: int = 16,
+        classifier: str = "linear",
+        flip_average: bool = False,
+        logit_offset: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__(flip_average, logit_offset)
         w1, w2, w4, w8 = width, 2 * width, 4 * width, 8 * width
-        self.features = nn.Sequential(
+        self.layers = nn.Sequential(
             conv_block(3, w1),
             conv_block(w1, w2),
             nn.MaxPool2d(2),  # (N, w2, 16, 16)
@@ -94,10 +152,10 @@ class ResNet9(nn.Module):
             nn.AdaptiveMaxPool2d(1),
             nn.Flatten(),
         )
-        self.classifier = nn.Linear(w8, classes, bias=False)
+        self.last = last_layer(classifier, w8, classes, bias=False)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.classifier(self.features(to_unit_range(x))) * self.LOGIT_SCALE
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layers(x) * self.FEATURE_SCALE
 
 
 # What a bare course checkpoint calls its outputs.

@@ -179,6 +179,22 @@ def device(args: argparse.Namespace) -> torch.device:
     return torch.device(name)
 
 
+def share_out(
+    args: argparse.Namespace, device: torch.device, runs: int
+) -> tuple[int, int | None]:
+    """How many runs go at a time, and how many CPU threads each has.
+
+    It follows from the command alone, not from what is still to do, because another number of
+    threads can change the last bits of a result.
+    """
+    from joblib import cpu_count
+
+    cores = args.threads or cpu_count()
+    jobs = args.jobs or (cores if device.type == "cpu" else 1)
+    jobs = min(jobs, runs)
+    return jobs, max(1, cores // jobs)
+
+
 def split(args: argparse.Namespace) -> Split:
     """The images that the options describe."""
     from common import dataset

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
 
 # From here a precision or recall is called high. Report A gives no figure.
 HIGH = 0.7
+NOT_HELD_OUT = (
+    "*** TRAINED ON THE TEST IMAGES: the scores below are not held out and say\n"
+    "*** nothing about images that the network has not seen."
+)
 SUMMARIES = {
     "accuracy": "accuracy",
     "balanced_accuracy": "balanced accuracy",
@@ -124,10 +128,7 @@ def comparison(reports: dict[str, Report]) -> str:
 def caution(checkpoint: Checkpoint, split: Split) -> str:
     """What a reader of a score must know of the checkpoint's training images; "" if nothing."""
     if checkpoint.trained_on_test:
-        return (
-            "*** TRAINED ON THE TEST IMAGES: the scores below are not held out and say\n"
-            "*** nothing about images that the network has not seen."
-        )
+        return NOT_HELD_OUT
     if checkpoint.data is None:
         return "(What this network was trained on is not recorded in its checkpoint.)"
     if checkpoint.data["fingerprint"] != split.fingerprint:

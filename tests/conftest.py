@@ -13,13 +13,17 @@ from PIL import Image
 from common import dataset
 from common.options import ROOT
 
+# Batches are small here, and two threads that wait for each other take longer than one.
+torch.set_num_threads(1)
+REAL_IMAGES = os.environ.get("CIFAR10_DIR")
+
 
 @pytest.fixture
 def real_split():
     """The design's split of the photographs in CIFAR10_DIR."""
-    if not os.environ.get("CIFAR10_DIR"):
+    if not REAL_IMAGES:
         pytest.skip("needs real images: set CIFAR10_DIR to a CIFAR-10 folder")
-    return dataset.load(os.environ["CIFAR10_DIR"])
+    return dataset.load(REAL_IMAGES)
 
 
 @pytest.fixture
@@ -67,11 +71,13 @@ def in_process(offline, monkeypatch, capsys):
 
     def run(name: str, *arguments: object) -> subprocess.CompletedProcess:
         monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
-        code = 0
+        code, threads = 0, torch.get_num_threads()
         try:
             runpy.run_path(str(ROOT / name), run_name="__main__")
         except SystemExit as end:
             code = end.code
+        finally:
+            torch.set_num_threads(threads)
         return subprocess.CompletedProcess(sys.argv, code, *capsys.readouterr())
 
     return run

@@ -6,7 +6,7 @@ import torch
 from conftest import random_part
 from PIL import Image
 
-from common import figures, metrics, statistics
+from common import comparison, figures, metrics, statistics
 
 CLASSES = ("car", "truck", "cat")
 PART = random_part((30, 12, 6))
@@ -19,6 +19,8 @@ def drawn(path):
     titles = [str(i) for i in range(48)]
     report = metrics.report(PART.labels, PART.labels.flip(0), CLASSES)
     counts = {"train": [30, 12, 6]}
+    run = {"diverged": None, "report": report.as_dict()}
+    compared = comparison.compare({"original": [run], "a-rather-long-name": [run]})
     return {
         "class_counts": lambda: figures.class_counts(path, counts, CLASSES, SOURCE),
         "class_shares": lambda: figures.class_shares(path, counts, CLASSES, SOURCE),
@@ -33,6 +35,7 @@ def drawn(path):
             path, PART.images, titles, {"brightness": np.array([5, 1])}, SOURCE
         ),
         "confusion": lambda: figures.confusion(path, report, "A title", SOURCE),
+        "recipes": lambda: figures.recipes(path, compared, "G-mean", 1, f"{SOURCE}; n = 48"),
         "loss": lambda: figures.loss(path, [2.0, 1.0], [2.5], "A title", f"{SOURCE}; n = 48"),
     }
 
@@ -101,3 +104,12 @@ def test_samples_are_of_their_class(figure_of):
     for a in axes:
         expected = PART.images[int(a.get_title())].permute(1, 2, 0)
         assert torch.equal(torch.from_numpy(np.asarray(a.images[0].get_array())), expected)
+
+
+def test_recipes_have_their_value_and_interval(figure_of):
+    (axes,) = figure_of("recipes").axes
+    r = metrics.report(PART.labels, PART.labels.flip(0), CLASSES)
+    bars = [line.get_xdata() for line in axes.lines if len(line.get_xdata()) == 2]
+    dots = [line.get_xdata() for line in axes.lines if len(line.get_xdata()) == 1]
+    assert [tuple(bar) for bar in bars] == [tuple(r.intervals["g_mean"])] * 2
+    assert dots == [[r.g_mean]] * 2

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -11,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import is_one_line
+from conftest import REAL_IMAGES, is_one_line
 from PIL import Image
 
 from common import models
@@ -35,7 +34,8 @@ RESULTS = {
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_dry_run(script, tmp_path, name):
-    done = script(name, "--dry-run", "--output-dir", tmp_path / "out")
+    what = ["original"] if name == "train.py" else []
+    done = script(name, *what, "--dry-run", "--output-dir", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     assert is_one_line(done.stderr, "GOING ON WITH SYNTHETIC IMAGES"), done.stderr
     assert "synthetic (drawings, not photographs)" in done.stdout
@@ -60,11 +60,11 @@ def test_training_prints_and_saves_what_it_trained(in_process, tmp_path):
         "train.py", "original", "--dry-run", "--output-dir", tmp_path, "--seed", 3,
         "--validation", 0.2, "--batch-size", 10,
     )  # fmt: skip
-    assert "Total: 80 examples\ncar 48, truck 16, cat 16\n" in done.stdout
+    assert "Total: 80 examples\nexamples: car 48, truck 16, cat 16\n" in done.stdout
     assert "(20 images)" in done.stdout
-    checkpoint = models.load_checkpoint(tmp_path / "models/original.pt")
-    result = json.loads((tmp_path / "models/original.json").read_text())
-    assert checkpoint.recipe == result["recipe"]
+    checkpoint = models.load_checkpoint(tmp_path / "models/original-seed3.pt")
+    result = json.loads((tmp_path / "models/original-seed3.json").read_text())
+    assert json.loads(json.dumps(checkpoint.recipe)) == result["recipe"]
     assert (checkpoint.recipe["batch_size"], checkpoint.seed) == (10, 3)
     assert checkpoint.data == result["data"]
     assert result["examples"] == [48, 16, 16]
@@ -74,20 +74,28 @@ def test_training_prints_and_saves_what_it_trained(in_process, tmp_path):
 
     # Stage 2 finds the same in the checkpoint alone.
     again = in_process(
-        "evaluate.py", tmp_path / "models/original.pt", "--dry-run", "--output-dir", tmp_path
+        "evaluate.py",
+        tmp_path / "models/original-seed3.pt",
+        "--dry-run",
+        "--output-dir",
+        tmp_path,
     )
-    evaluated = json.loads((tmp_path / "figures/evaluate_original.json").read_text())
+    evaluated = json.loads((tmp_path / "figures/evaluate_original-seed3.json").read_text())
     assert evaluated["report"] == result["report"]
     assert evaluated["checkpoint"]["recipe"] == result["recipe"]
     assert "other images" not in again.stdout
 
 
 def test_one_seed_gives_one_file_in_any_process(script, in_process, tmp_path):
-    command = ("train.py", "--dry-run", "--data", "synthetic", "--output-dir")
+    command = ("train.py", "original", "--dry-run", "--data", "synthetic")
+    command += ("--threads", 1, "--output-dir")
     script(*command, tmp_path / "a")
     for name, seed in (("b", 0), ("c", 1)):
         in_process(*command, tmp_path / name, "--seed", seed)
-    a, b, c = ((tmp_path / name / "models/original.pt").read_bytes() for name in "abc")
+    a, b, c = (
+        (tmp_path / name / "models" / f"{file}.pt").read_bytes()
+        for name, file in (("a", "original"), ("b", "original"), ("c", "original-seed1"))
+    )
     assert a == b
     assert a != c
 
@@ -125,6 +133,8 @@ def test_a_network_that_saw_the_test_images_is_called_out(in_process, tmp_path):
         (["train.py", "--width", "8"], ["--width 8", "resnet9"]),
         (["train.py", "--validation", "1"], ["--validation", "share"]),
         (["train.py", "--seed", "-1"], ["--seed", "whole number"]),
+        (["train.py", "smote", "--data", "synthetic", "--train-counts", "50", "9", "4"],
+         ["--resample smote", "cat: 4", "--neighbours 3"]),
         (["inspect_data.py", "--train-counts", "many"], ["--train-counts", "whole number"]),
         (["inspect_data.py", "--data", "nowhere"], ["--data nowhere", "synthetic"]),
         (["inspect_data.py", "--colour"], ["--colour", "--help"]),
@@ -176,11 +186,11 @@ def test_an_interrupted_run_ends_in_one_line(tmp_path):
     """Ctrl-C while training: the checkpoint of the finished recipe stays."""
     process = subprocess.Popen(
         [sys.executable, "-u", ROOT / "train.py", "baseline", "original", "--data", "synthetic",
-         "--dry-run", "--output-dir", tmp_path],
+         "--dry-run", "--threads", "1", "--output-dir", tmp_path],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     for line in process.stdout:
-        if line.startswith("== original"):
+        if line.startswith("saved") and "baseline_confusion" in line:
             break
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate()
@@ -195,9 +205,7 @@ def test_baseline_gives_its_published_numbers(real_split, script, tmp_path):
     published = json.loads((ROOT / "models/baseline.json").read_text())
     if published["data"]["fingerprint"] != real_split.fingerprint:
         pytest.skip("baseline.pt was made with the JPEG images, and CIFAR10_DIR holds others")
-    done = script(
-        "evaluate.py", "--output-dir", tmp_path, CIFAR10_DIR=os.environ["CIFAR10_DIR"]
-    )
+    done = script("evaluate.py", "--output-dir", tmp_path, CIFAR10_DIR=REAL_IMAGES)
     assert "Accuracy of the network on the 625 test images: 88.16 %" in done.stdout
     result = json.loads((tmp_path / "figures/evaluate_baseline.json").read_text())
     assert result["report"]["confusion"] == published["report"]["confusion"]

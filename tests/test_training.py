@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -8,7 +9,6 @@ import torch.nn.functional as F
 from conftest import EMPTY, random_part
 
 from common import dataset, models, training
-from common.options import InputError
 from common.recipes import Recipe
 
 CPU = torch.device("cpu")
@@ -17,7 +17,10 @@ RECIPE = Recipe(epochs=3, learning_rate=0.05)
 
 
 def fitted(recipe=RECIPE, seed=0, train=TRAIN, validation=EMPTY, dropout=0.5):
-    network = models.build("simple-cnn", {"classes": 3, "dropout": dropout}, seed)
+    arguments = recipe.network_arguments(3)
+    if recipe.network == "simple-cnn":
+        arguments["dropout"] = dropout
+    network = models.build(recipe.network, arguments, seed)
     history = training.fit(network, train, validation, recipe, seed=seed, device=CPU)
     return network, history
 
@@ -71,11 +74,179 @@ def test_the_global_random_state_plays_no_part():
 
 
 @pytest.mark.parametrize(
-    "change", [{"epochs": 2}, {"batch_size": 3}, {"learning_rate": 0.04}, {"momentum": 0.5}]
+    "change",
+    [
+        {"classifier": "cosine"},
+        {"epochs": 2},
+        {"batch_size": 3},
+        {"optimizer": "adamw"},
+        {"learning_rate": 0.04},
+        {"momentum": 0.5},
+        {"nesterov": True},
+        {"weight_decay": 0.01},
+        {"schedule": "step", "step_epochs": 1},
+        {"schedule": "cosine"},
+        {"schedule": "one-cycle"},
+        {"ema": 0.5},
+        {"precision": "bfloat16"},
+        {"sampler": "balanced"},
+        {"sampler": "square-root"},
+        {"sampler": "progressive"},
+        {"sampler": "rotation"},
+        {"sampler": "weighted", "sampler_weights": (1.0, 2.0, 9.0)},
+        {"augment": ("flip",)},
+        {"augment": ("crop",)},
+        {"augment": ("cutout",)},
+        {"augment": ("colour",)},
+        {"mix": "mixup"},
+        {"mix": "cutmix"},
+        {"loss": "focal"},
+        {"loss": "balanced-softmax"},
+        {"loss": "logit-adjusted", "tau": 2.0},
+        {"label_smoothing": 0.1},
+        {"class_weights": "inverse"},
+        {"class_weights": "effective-number"},
+    ],
 )
-def test_each_field_changes_what_is_trained(change):
+def test_each_option_changes_what_is_trained(change):
     plain = fitted()[0].fc1.weight
     assert not torch.equal(plain, fitted(replace(RECIPE, **change))[0].fc1.weight)
+
+
+@pytest.mark.parametrize(
+    ("base", "change"),
+    [
+        ({"loss": "ldam", "classifier": "cosine"}, {"margin": 0.1}),
+        ({"loss": "ldam", "classifier": "cosine"}, {"loss": "cross-entropy"}),
+        ({"loss": "focal"}, {"focal_gamma": 1.0}),
+        ({"loss": "logit-adjusted"}, {"tau": 0.5}),
+        ({"class_weights": "effective-number"}, {"beta": 0.9}),
+        ({"class_weights": "inverse"}, {"reweight_from": 0.5}),
+        ({"schedule": "step", "step_epochs": 1}, {"step_epochs": 2}),
+        ({"schedule": "step", "step_epochs": 1}, {"step_factor": 0.5}),
+        ({"schedule": "one-cycle"}, {"warm_up": 0.6}),
+        ({"mix": "mixup"}, {"mix_share": 1.0}),
+        ({"mix": "mixup"}, {"mix_alpha": 0.2}),
+        ({"ema": 0.5}, {"ema": 0.9}),
+    ],
+)
+def test_each_option_of_an_option_changes_what_is_trained(base, change):
+    recipe = replace(RECIPE, **base)
+    changed = replace(recipe, **change)
+    assert not torch.equal(fitted(recipe)[0].fc1.weight, fitted(changed)[0].fc1.weight)
+
+
+def test_first_draw_is_what_the_first_epoch_draws(monkeypatch):
+    recipe = replace(RECIPE, sampler="balanced", epochs=1)
+    seen = []
+    mixed = training.losses.mixed
+    monkeypatch.setattr(
+        training.losses, "mixed", lambda f, x, y, *rest: seen.append(y) or mixed(f, x, y, *rest)
+    )
+    fitted(recipe, seed=3)
+    drawn = torch.bincount(torch.cat(seen), minlength=3).tolist()
+    assert drawn == training.first_draw(TRAIN, recipe, 3, seed=3)
+
+
+def test_deferred_weights_begin_when_they_should():
+    early = {"epochs": 2, "class_weights": "inverse", "reweight_from": 0.5}
+    losses = fitted(replace(RECIPE, **early))[1].loss
+    plain = fitted(replace(RECIPE, epochs=2))[1].loss
+    assert losses[0] == plain[0]
+    assert losses[1] != plain[1]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("constant", [0.1] * 6),
+        ("step", [0.1, 0.1, 0.01, 0.01, 0.001, 0.001]),
+        ("cosine", [0.05 * (1 + math.cos(math.pi * t / 6)) for t in range(6)]),
+    ],
+)
+def test_schedules(schedule, expected):
+    recipe = replace(
+        RECIPE, schedule=schedule, learning_rate=0.1, step_epochs=1, epochs=3, batch_size=7
+    )  # two steps to an epoch
+    network = models.build("simple-cnn", {"classes": 3})
+    optimizer = training._optimizer(recipe, network)
+    scheduler = training._schedule(recipe, optimizer, 2)
+    rates = []
+    for _ in range(6):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert rates == pytest.approx(expected)
+
+
+def test_averaged_weights_are_those_of_a_slow_average():
+    decay, states = 0.6, []
+    step = torch.optim.SGD.step
+
+    def remember(self, *args):
+        step(self, *args)
+        states.append([p.detach().clone() for p in self.param_groups[0]["params"]])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.SGD, "step", remember)
+        network, _ = fitted(replace(RECIPE, ema=decay))
+    average = states[0]  # it starts at the first step's weights
+    for state in states[1:]:
+        average = [decay * a + (1 - decay) * s for a, s in zip(average, state, strict=True)]
+    for a, p in zip(average, network.parameters(), strict=True):
+        assert torch.allclose(a, p, atol=1e-6)
+
+
+def test_patience_keeps_the_best_epoch(monkeypatch):
+    scores = iter([0.1, 0.5, 0.4, 0.5, 0.3, 0.9])
+    monkeypatch.setattr(training, "geometric_mean_score", lambda *_: next(scores))
+    recipe = replace(RECIPE, epochs=6, patience=3)
+    network, history = fitted(recipe, validation=TRAIN)
+    assert history.best_epoch == 2
+    assert history.validation_g_mean == [0.1, 0.5, 0.4, 0.5, 0.3]
+    two = fitted(replace(RECIPE, epochs=2))[0]
+    assert torch.equal(network.fc1.weight, two.fc1.weight)
+
+
+def after(recipe):
+    network, _ = fitted()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    arguments = training.after_training(
+        network, TRAIN, EMPTY, recipe, seed=0, device=CPU, name="x"
+    )
+    return network, before, arguments
+
+
+def test_post_hoc_logit_adjustment_subtracts_the_log_prior():
+    plain, _ = fitted()
+    network, _, arguments = after(replace(RECIPE, post_hoc="logit-adjustment", tau=1.5))
+    prior = torch.tensor([6, 4, 3]) / 13
+    expected = models.predict(plain, TRAIN.images) - 1.5 * prior.log()
+    assert torch.allclose(models.predict(network, TRAIN.images), expected, atol=1e-5)
+    rebuilt = models.build("simple-cnn", {"classes": 3, **arguments})
+    rebuilt.load_state_dict(network.state_dict())
+    assert torch.allclose(models.predict(rebuilt, TRAIN.images), expected, atol=1e-5)
+
+
+def test_tau_normalisation_divides_by_the_norms():
+    network, before, _ = after(replace(RECIPE, post_hoc="tau-normalisation", tau=0.5))
+    for k in range(3):
+        w = before["fc3.weight"][k]
+        assert torch.allclose(network.fc3.weight[k], w / (w**2).sum() ** 0.25)
+    assert not network.fc3.bias.any()
+    assert torch.equal(network.fc2.weight, before["fc2.weight"])
+
+
+@pytest.mark.parametrize("network", ["simple-cnn", "resnet9"])
+def test_crt_trains_the_last_layer_alone(network):
+    recipe = replace(RECIPE, post_hoc="crt", crt_epochs=2, network=network)
+    trained, _ = fitted(recipe)
+    before = {name: value.clone() for name, value in trained.state_dict().items()}
+    training.after_training(trained, TRAIN, EMPTY, recipe, seed=0, device=CPU, name="x")
+    last = "fc3" if network == "simple-cnn" else "last"
+    for name, value in trained.state_dict().items():
+        assert torch.equal(value, before[name]) != name.startswith(last), name
+    assert all(p.requires_grad for p in trained.parameters())
 
 
 def test_validation_is_measured_and_never_trained_on():
@@ -94,7 +265,7 @@ def test_validation_is_measured_and_never_trained_on():
 
 
 def test_a_loss_that_is_not_finite_names_step_and_rate():
-    with pytest.raises(InputError, match=r"not finite at step \d+; take .* below 1e\+10"):
+    with pytest.raises(training.DivergedError, match=r"step \d+; take .* below 1e\+10"):
         fitted(replace(RECIPE, learning_rate=1e10))
 
 
