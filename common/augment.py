@@ -16,7 +16,7 @@ from common.recipes import Recipe
 MAX_SHIFT = 4  # pixels
 CUTOUT = 8  # pixels a side
 GREY = 0.5  # 0 after the networks' normalisation
-JITTER = 0.2  # greatest change of brightness, contrast and saturation
+JITTER = 0.3  # greatest change of brightness, contrast and saturation
 
 
 def augment(x: torch.Tensor, recipe: Recipe, generator: torch.Generator) -> torch.Tensor:

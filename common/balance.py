@@ -131,35 +131,48 @@ def _resampled(part: Part, recipe: Recipe, classes: Sequence[str], seed: int) ->
     return result
 
 
+def class_shares(counts: torch.Tensor, recipe: Recipe, epoch: int) -> torch.Tensor:
+    """The share (K,) of each class in what epoch `epoch`, from 0, draws of counts (K,).
+
+    With n_k examples of class k, it is proportional to n_k (shuffle), 1 (balanced, rotation),
+    sqrt(n_k) (square-root), w_k n_k (weighted, by `sampler_weights`), or
+    (1 - t) n_k / n + t / K (progressive; Kang et al. 2020), where t rises from 0 in the first
+    epoch to 1 in the last, and is 0 in an only one.
+    """
+    n = counts.double()
+    match recipe.sampler:
+        case "shuffle":
+            shares = n
+        case "balanced" | "rotation":
+            shares = torch.ones_like(n)
+        case "square-root":
+            shares = n.sqrt()
+        case "progressive":
+            t = epoch / max(recipe.epochs - 1, 1)
+            shares = (1 - t) * n / n.sum() + t / len(n)
+        case "weighted":
+            shares = n * torch.tensor(recipe.sampler_weights)
+    return shares / shares.sum()
+
+
 def epoch_order(
     labels: torch.Tensor, recipe: Recipe, epoch: int, classes: int, generator: torch.Generator
 ) -> torch.Tensor:
     """Positions (n,) that epoch `epoch`, from 0, draws of n labels (n,) below `classes`.
 
-    shuffle: each image once. rotation: classes 0, 1, 2, 0, 1, 2, ... The others draw with
-    replacement; with n_k images of class k, it comes with a probability proportional to
-    1 (balanced), sqrt(n_k) (square-root), w_k n_k (weighted, by `sampler_weights`), or
-    (1 - t) n_k / n + t / K (progressive; Kang et al. 2020), where t rises from 0 in the first
-    epoch to 1 in the last, and is 0 in an only one. labels and generator are on the CPU.
+    shuffle: each example once. rotation: classes 0, 1, 2, 0, 1, 2, ... The others draw with
+    replacement, each class with its share. labels and generator are on the CPU.
     """
-    n = len(labels)
-    counts = torch.bincount(labels, minlength=classes).double()
-    match recipe.sampler:
-        case "shuffle":
-            return torch.randperm(n, generator=generator)
-        case "rotation":
-            return _rotation(labels, generator)
-        case "balanced":
-            weights = 1 / counts
-        case "square-root":
-            weights = counts.rsqrt()
-        case "progressive":
-            t = epoch / max(recipe.epochs - 1, 1)
-            weights = (1 - t) / n + t / classes / counts
-        case "weighted":
-            weights = torch.tensor(recipe.sampler_weights, dtype=torch.float64)
-    # The weight of each image; as torch.utils.data.WeightedRandomSampler draws.
-    return torch.multinomial(weights[labels], n, replacement=True, generator=generator)
+    if recipe.sampler == "shuffle":
+        return torch.randperm(len(labels), generator=generator)
+    if recipe.sampler == "rotation":
+        return _rotation(labels, generator)
+    counts = torch.bincount(labels, minlength=classes)
+    weights = class_shares(counts, recipe, epoch) / counts
+    # The weight of each example; as torch.utils.data.WeightedRandomSampler draws.
+    return torch.multinomial(
+        weights[labels], len(labels), replacement=True, generator=generator
+    )
 
 
 def _rotation(labels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

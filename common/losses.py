@@ -41,15 +41,10 @@ def class_weights(recipe: Recipe, counts: torch.Tensor) -> torch.Tensor | None:
     return weights.float().to(counts.device)
 
 
-def log_prior(counts: torch.Tensor) -> torch.Tensor:
-    """Logarithms (K,) of the classes' shares of the training set."""
-    return (counts / counts.sum()).log()
-
-
-def prior_offset(recipe: Recipe, counts: torch.Tensor) -> torch.Tensor:
+def prior_offset(recipe: Recipe, prior: torch.Tensor) -> torch.Tensor:
     """-tau * log prior (K,): what post-hoc logit adjustment adds to the logits of a network
-    trained with an unadjusted loss (Menon et al. 2021)."""
-    return -recipe.tau * log_prior(counts)
+    trained with an unadjusted loss on classes of these shares (Menon et al. 2021)."""
+    return -recipe.tau * prior.log()
 
 
 def ldam_margins(recipe: Recipe, counts: torch.Tensor) -> torch.Tensor:
@@ -74,17 +69,19 @@ def focal(logits: torch.Tensor, labels: torch.Tensor, gamma: float) -> torch.Ten
     return wrong.clamp(min=torch.finfo(wrong.dtype).tiny) ** gamma * cross_entropy
 
 
-def make(recipe: Recipe, counts: torch.Tensor) -> Loss:
-    """The recipe's loss, for training images `counts` (K,) per class, all above 0.
+def make(recipe: Recipe, counts: torch.Tensor, prior: torch.Tensor) -> Loss:
+    """The recipe's loss, for training images `counts` (K,) per class, all above 0, of which
+    the classes are drawn with shares `prior` (K,), which differ from theirs with a sampler.
 
-    Its constants lie on the device of `counts`. With CE the cross-entropy, smoothed by
+    Its constants lie on the device of both. With CE the cross-entropy, smoothed by
     recipe.label_smoothing:
 
     cross-entropy: CE(logits).
     focal: see `focal`.
     ldam: CE(logits - scale * margin, at the label only), see `ldam_margins`. Its logits are
     scale * cosine already.
-    balanced-softmax: CE(logits + log n) (Ren et al. 2020); logit-adjusted at tau 1.
+    balanced-softmax: CE(logits + log n) (Ren et al. 2020), n the classes' numbers of draws;
+    logit-adjusted at tau 1.
     logit-adjusted: CE(logits + tau * log prior) (Menon et al. 2021).
     """
     if recipe.loss == "focal":
@@ -100,7 +97,7 @@ def make(recipe: Recipe, counts: torch.Tensor) -> Loss:
         return lambda logits, labels: cross_entropy(logits - taken[labels], labels)
     tau = {"balanced-softmax": 1.0, "logit-adjusted": recipe.tau}[recipe.loss]
     # For balanced-softmax too: a softmax doesn't see that log n - log prior is a constant.
-    added = tau * log_prior(counts)
+    added = tau * prior.log()
     return lambda logits, labels: cross_entropy(logits + added, labels)
 
 

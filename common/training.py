@@ -71,7 +71,7 @@ def fit(
     n, batch_size, classes = len(labels), recipe.batch_size, network.last.out_features
     steps = -(-n // batch_size)
     counts = torch.bincount(labels, minlength=classes)
-    loss_of, weights = losses.make(recipe, counts), losses.class_weights(recipe, counts)
+    weights = losses.class_weights(recipe, counts)
     optimizer = _optimizer(recipe, network)
     schedule = _schedule(recipe, optimizer, steps)
     average = None
@@ -93,6 +93,8 @@ def fit(
             _train_mode(network)
             epoch_losses = torch.empty(steps, device=device)
             order = balance.epoch_order(examples.labels, recipe, epoch, classes, order_of)
+            prior = balance.class_shares(counts.cpu(), recipe, epoch).float().to(device)
+            loss_of = losses.make(recipe, counts, prior)
             in_use = weights if epoch >= recipe.reweight_from * recipe.epochs else None
             for step, batch in enumerate(order.to(device).split(batch_size)):
                 y = labels[batch]
@@ -159,7 +161,8 @@ def after_training(
     """
     if recipe.post_hoc == "logit-adjustment":
         counts = torch.bincount(examples.labels, minlength=network.last.out_features)
-        network.offset = losses.prior_offset(recipe, counts).to(device)
+        prior = balance.class_shares(counts, recipe, recipe.epochs - 1)
+        network.offset = losses.prior_offset(recipe, prior).float().to(device)
         return {"logit_offset": network.offset.tolist()}
     if recipe.post_hoc == "tau-normalisation":
         with torch.no_grad():

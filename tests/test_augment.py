@@ -142,7 +142,7 @@ def test_jittered_multiplies_brightness_contrast_and_saturation():
     torch.testing.assert_close(y, torch.stack(expected))
 
 
-def test_colour_jitters_each_factor_by_a_fifth_and_clamps():
+def test_colour_jitters_each_factor_by_three_tenths_and_clamps():
     x = torch.full((500, 3, 32, 32), 0.5)
     x[:, :, :, ::2] = 0.3  # grey: contrast and brightness alone change it
     y = augmented(x, "colour")
@@ -152,8 +152,8 @@ def test_colour_jitters_each_factor_by_a_fifth_and_clamps():
     y = augmented(x, "colour")
     saturation = (y[:, 0] - y[:, 1])[:, 0, 0] / 0.2 / (brightness * contrast)
     for factor in (brightness, contrast, saturation):
-        assert 0.79 < factor.min() < 0.82
-        assert 1.18 < factor.max() < 1.21
+        assert 0.69 < factor.min() < 0.73
+        assert 1.27 < factor.max() < 1.31
         assert factor.mean() == pytest.approx(1, abs=0.02)
     assert augmented(torch.ones(100, 3, 32, 32), "colour").max() == 1
 

@@ -30,8 +30,13 @@ def batch(**kind) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.tensor(ROWS, **kind), torch.tensor(LABELS)
 
 
+def make(recipe, counts):
+    """The loss where classes are drawn as they come."""
+    return losses.make(recipe, counts, counts / counts.sum())
+
+
 def values(loss: str, counts: torch.Tensor = COUNTS, **options) -> list[float]:
-    return losses.make(recipe(loss, **options), counts)(*batch()).tolist()
+    return make(recipe(loss, **options), counts)(*batch()).tolist()
 
 
 def slow_log_softmax(row: list[float]) -> list[float]:
@@ -97,7 +102,7 @@ def test_ldam_margins_by_hand():
 
 
 def test_prior_offset_by_hand():
-    offset = losses.prior_offset(Recipe(tau=2.0), COUNTS)
+    offset = losses.prior_offset(Recipe(tau=2.0), COUNTS / COUNTS.sum())
     assert offset.tolist() == pytest.approx([-2 * math.log(p) for p in PRIORS])
     assert offset.argmax() == 2  # it lifts the rarest class
 
@@ -125,7 +130,7 @@ def test_loss_by_hand(loss, rows, smoothing):
 def test_focal_by_hand():
     # Label probabilities 0.9 and 0.25: (0.1)^2 * -log 0.9 and (0.75)^2 * -log 0.25.
     logits = torch.tensor([[0.9, 0.05, 0.05], [0.5, 0.25, 0.25]]).log()
-    loss = losses.make(recipe("focal", focal_gamma=2.0), COUNTS)(logits, torch.tensor([0, 2]))
+    loss = make(recipe("focal", focal_gamma=2.0), COUNTS)(logits, torch.tensor([0, 2]))
     expected = [0.01 * -math.log(0.9), 0.5625 * -math.log(0.25)]  # 0.00105, 0.780
     assert loss.tolist() == pytest.approx(expected, rel=1e-4)
 
@@ -138,7 +143,7 @@ def test_class_weights_leave_the_probability_in_focal_alone():
     logits, labels = batch()
     weighting = Recipe(loss="focal", focal_gamma=2.0, class_weights="inverse")
     weights = losses.class_weights(weighting, COUNTS)
-    loss = losses.weighted_mean(losses.make(weighting, COUNTS)(logits, labels), labels, weights)
+    loss = losses.weighted_mean(make(weighting, COUNTS)(logits, labels), labels, weights)
     w = [5625 / COUNTS.tolist()[label] for label in LABELS]
     ce = slow_cross_entropy(ROWS)
     terms = [w * (1 - math.exp(-ce)) ** 2 * ce for w, ce in zip(w, ce, strict=True)]
@@ -187,7 +192,7 @@ def test_every_loss_is_another_one():
 
 def test_every_weighting_option_changes_the_mean():
     logits, labels = batch()
-    each = losses.make(recipe("cross-entropy"), COUNTS)(logits, labels)
+    each = make(recipe("cross-entropy"), COUNTS)(logits, labels)
 
     def mean(**options):
         weights = losses.class_weights(Recipe(**options), COUNTS)
@@ -205,7 +210,7 @@ def test_every_weighting_option_changes_the_mean():
 @pytest.mark.parametrize("loss", OPTIONS)
 def test_gradients_flow(loss):
     logits, labels = batch(dtype=torch.float64, requires_grad=True)
-    each = losses.make(recipe(loss), COUNTS)
+    each = make(recipe(loss), COUNTS)
     shares = torch.tensor([0.3, 1.0, 0.0, 0.6])
     weights = torch.tensor([0.5, 1.0, 3.0])
     partners = labels.flip(0)
@@ -224,7 +229,7 @@ def test_gradients_flow(loss):
 def test_no_step_waits_for_the_device(loss, weights):
     # Tensors on the meta device have no values: whatever asks for one fails.
     logits, labels = (tensor.to("meta") for tensor in batch())
-    each = losses.make(recipe(loss), COUNTS.to("meta"))
+    each = make(recipe(loss), COUNTS.to("meta"))
     assert each(logits, labels).shape == labels.shape
     assert losses.weighted_mean(each(logits, labels), labels, weights).shape == ()
     shares = torch.rand(len(labels), device="meta")
@@ -237,7 +242,7 @@ def test_no_step_waits_for_the_device(loss, weights):
 @pytest.mark.parametrize("weights", [None, torch.tensor([0.5, 2.0, 7.0])])
 def test_weighted_mean_is_that_of_torch(weights):
     logits, labels = batch()
-    each = losses.make(recipe("cross-entropy"), COUNTS)(logits, labels)
+    each = make(recipe("cross-entropy"), COUNTS)(logits, labels)
     expected = nn.CrossEntropyLoss(weight=weights)(logits, labels).item()
     assert losses.weighted_mean(each, labels, weights).item() == pytest.approx(expected)
 
@@ -254,7 +259,7 @@ def test_weighted_mean_by_hand():
 def test_mixed_at_share_1_and_0_is_unmixed(loss, weights):
     logits, labels = batch()
     partners = torch.tensor([1, 2, 0, 1])
-    each = losses.make(recipe(loss), COUNTS)
+    each = make(recipe(loss), COUNTS)
     for share, unmixed in ((1.0, labels), (0.0, partners)):
         shares = torch.full((4,), share)
         mixed = losses.mixed(each, logits, labels, partners, shares, weights).item()
@@ -266,7 +271,7 @@ def test_mixed_at_share_1_and_0_is_unmixed(loss, weights):
 def test_mixed_by_hand(w):
     logits, labels = batch()
     partners, shares = [1, 2, 0, 2], [0.25, 0.7, 0.5, 0.9]
-    each = losses.make(recipe("cross-entropy"), COUNTS)
+    each = make(recipe("cross-entropy"), COUNTS)
     top = bottom = 0.0
     for row, a, b, share in zip(ROWS, LABELS, partners, shares, strict=True):
         for label, part in ((a, share), (b, 1 - share)):
@@ -278,3 +283,12 @@ def test_mixed_by_hand(w):
         each, logits, labels, torch.tensor(partners), torch.tensor(shares), weights
     )
     assert mixed.item() == pytest.approx(top / bottom, rel=1e-5)
+
+
+@pytest.mark.parametrize("loss", ["balanced-softmax", "logit-adjusted"])
+def test_the_adjustment_is_for_the_classes_as_they_are_drawn(loss):
+    """On balanced draws there is nothing to adjust, whatever the training images are."""
+    drawn = torch.ones(3) / 3
+    balanced = losses.make(recipe(loss), COUNTS, drawn)(*batch())
+    plain = make(recipe("cross-entropy"), COUNTS)(*batch())
+    assert torch.allclose(balanced, plain)
