@@ -66,8 +66,10 @@ def fit(
     augmentation and mixing; the global random state stays as it was. name stands before the
     bar. Raises DivergedError where the loss stops being finite.
     """
-    network.to(device)
-    images, labels = examples.images.to(device), examples.labels.to(device)
+    # channels_last: convolution and pooling are faster so, on CPUs too.
+    network.to(device, memory_format=torch.channels_last)
+    images = examples.images.to(device, memory_format=torch.channels_last)
+    labels = examples.labels.to(device)
     n, batch_size, classes = len(labels), recipe.batch_size, network.last.out_features
     steps = -(-n // batch_size)
     counts = torch.bincount(labels, minlength=classes)
@@ -142,7 +144,7 @@ def fit(
         network.load_state_dict(best)
     elif average is not None:
         network.load_state_dict(average.module.state_dict())
-    network.eval()
+    network.to(memory_format=torch.contiguous_format).eval()
     return history
 
 
