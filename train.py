@@ -55,18 +55,24 @@ def main(args):
     if len(chosen) < 2 and args.seeds == 1:
         return
 
-    by_recipe = {name: [ended[run] for run in runs if run.name == name] for name in chosen}
+    by_recipe = {
+        f"{name} !" if recipe.train_on_test else name: [
+            ended[r] for r in runs if r.name == name
+        ]
+        for name, recipe in chosen.items()
+    }
     compared = comparison.compare(by_recipe)
     title = f"== {len(split.test.labels)} test images, {args.seeds} seed(s) =="
     print(f"\n{title}\n")
-    for name, results_of in by_recipe.items():
-        for result in results_of:
-            if result["diverged"]:
-                print(f"{name}: diverged ({result['diverged']})")
+    for run, result in ended.items():
+        if result["diverged"]:
+            print(fill(f"{run.file}: diverged, {result['diverged']}", 80))
     if not compared:
         return
     print(comparison.as_text(compared))
     print(comparison.legend(compared, args.seeds))
+    if any(recipe.train_on_test for recipe in chosen.values()):
+        print("!: trained on the test images too, so its scores are not held out.")
     folder = root / "figures"
     figure = folder / "train_comparison.png"
     n = f"n = {sum(split.train.counts(len(split.classes))):,} train, {len(split.test.labels):,}"
@@ -98,6 +104,8 @@ def show(run, result, split, root, full):
     classes, recipe = split.classes, run.recipe
     print(f"\n== {run.name}, seed {run.seed} ==")
     print(f"epochs {recipe.epochs}, batch {recipe.batch_size}, {result['seconds']:.0f} s")
+    if "command" in result:
+        print(f"(trained before, by: {result['command']})")
     print(f"Total: {sum(result['examples'])} examples")
     for what, counts in (
         ("examples", result["examples"]),
@@ -106,7 +114,7 @@ def show(run, result, split, root, full):
         each = ", ".join(f"{name} {n:,}" for name, n in zip(classes, counts, strict=True))
         print(f"{what}: {each}")
     if result["diverged"]:
-        print(f"DIVERGED: {result['diverged']}", flush=True)
+        print(fill(f"DIVERGED: {result['diverged']}", 80), flush=True)
         return
     history = result["history"]
     print(f"loss: first epoch {history['loss'][0]:.4f}, last {history['loss'][-1]:.4f}")

@@ -122,7 +122,7 @@ def fit(
             if not finite.all():
                 step = epoch * steps + int(finite.logical_not().nonzero()[0]) + 1
                 raise DivergedError(
-                    f"{name}: the loss is not finite at step {step};"
+                    f"the loss is not finite at step {step};"
                     f" take a --learning-rate below {recipe.learning_rate:g}"
                 )
             # Every example counts once: a last, smaller batch with its own size.

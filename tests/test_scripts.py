@@ -13,8 +13,9 @@ import torch
 from conftest import REAL_IMAGES, is_one_line
 from PIL import Image
 
-from common import models
+from common import models, recipes
 from common.options import ROOT
+from common.recipes import Recipe
 
 SCRIPTS = ("inspect_data.py", "evaluate.py", "train.py")
 FIGURES = {
@@ -98,6 +99,33 @@ def test_one_seed_gives_one_file_in_any_process(script, in_process, tmp_path):
     )
     assert a == b
     assert a != c
+
+
+def test_recipes_are_compared_in_one_table(in_process, tmp_path):
+    command = (
+        "train.py", "original", "final-all-data", "wild", "--dry-run", "--data", "synthetic",
+        "--seeds", 2, "--threads", 1, "--output-dir", tmp_path,
+    )  # fmt: skip
+    recipes.RECIPES["wild"] = Recipe(learning_rate=1e10)
+    done = in_process(*command)
+    again = in_process(*command)
+    del recipes.RECIPES["wild"]
+    table = done.stdout.split("== 32 test images, 2 seed(s) ==")[1]
+    assert "wild-seed1: diverged, the loss is not finite at step" in table
+    assert "final-all-data !" in table
+    assert "!: trained on the test images too" in table
+    assert "of 2 seeds" in table
+    assert max(map(len, table.splitlines())) <= 80
+    saved = json.loads((tmp_path / "figures/train_comparison.json").read_text())
+    accuracies = [
+        json.loads((tmp_path / f"models/{name}.json").read_text())["report"]["accuracy"]
+        for name in ("original", "original-seed1")
+    ]
+    mean = saved["compared"]["original"]["accuracy"]["mean"]
+    assert mean == pytest.approx(sum(accuracies) / 2)
+    assert set(saved["diverged"]) == {"wild", "wild-seed1"}
+    assert "| `original` |" in (tmp_path / "figures/train_comparison.md").read_text()
+    assert again.stdout.count("(trained before, by: train.py original") == 6
 
 
 def test_several_checkpoints_give_one_table(in_process, tmp_path):
