@@ -151,11 +151,10 @@ def legend(compared: dict[str, dict[str, Summary]], seeds: int) -> str:
     """What the cells of `as_text` mean."""
     if seeds == 1:
         return "One seed: the intervals are of the test images alone, not of the training."
-    reference = next(iter(compared))
     return (
         f"Mean, ±standard deviation and [95% interval of the mean] of {seeds} seeds.\n"
-        f"*: differs from {reference} by more than chance (paired t-test over seeds, Holm,"
-        f" p < {SIGNIFICANT})."
+        f"*: differs from {next(iter(compared))} by more than chance\n"
+        f"(paired t-test over seeds, Holm's correction, p < {SIGNIFICANT})."
     )
 
 
