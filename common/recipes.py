@@ -233,8 +233,7 @@ BEST = replace(
     loss="logit-adjusted",
     augment=("flip", "crop", "cutout", "colour"),
     mix="cutmix",
-    ema=0.99,
-    flip_average=True,
+    ema=0.995,
 )
 RECIPES = {
     "baseline": replace(ORIGINAL, epochs=1),
