@@ -139,3 +139,33 @@ def test_pixels_are_in_unit_range():
     images = torch.tensor([0, 51, 255], dtype=torch.uint8)
     assert np.allclose(models.pixels(images), [0, 0.2, 1])
     assert images.tolist() == [0, 51, 255]
+
+
+@pytest.mark.parametrize("architecture", ["simple-cnn", "resnet9"])
+def test_flip_average_is_the_mean_of_both_ways_round(architecture):
+    plain = models.build(architecture, {"classes": 3}).eval()
+    average = models.build(architecture, {"classes": 3, "flip_average": True}).eval()
+    x = models.pixels(IMAGES)
+    expected = (plain(x) + plain(x.flip(-1))) / 2
+    assert torch.allclose(average(x), expected, atol=1e-6)
+    assert not torch.allclose(average(x), plain(x), atol=1e-6)
+
+
+@pytest.mark.parametrize("architecture", ["simple-cnn", "resnet9"])
+def test_a_cosine_classifier_gives_thirty_times_the_cosine(architecture):
+    network = models.build(architecture, {"classes": 3, "classifier": "cosine"}).eval()
+    seen = []
+    network.last.register_forward_hook(lambda _m, inputs, _y: seen.append(inputs[0]))
+    logits = network(models.pixels(IMAGES))
+    features, weights = seen[0].detach().numpy(), network.last.weight.detach().numpy()
+    for i, f in enumerate(features):
+        for k, w in enumerate(weights):
+            cosine = (f @ w) / (np.sqrt(f @ f) * np.sqrt(w @ w))
+            assert logits[i, k].item() == pytest.approx(30 * cosine, abs=1e-3)
+
+
+def test_an_offset_is_added_to_the_logits():
+    plain = models.build("simple-cnn", {"classes": 3}).eval()
+    moved = models.build("simple-cnn", {"classes": 3, "logit_offset": [1.0, 0.0, -2.0]}).eval()
+    x = models.pixels(IMAGES)
+    assert torch.allclose(moved(x), plain(x) + torch.tensor([1.0, 0.0, -2.0]), atol=1e-6)
