@@ -44,7 +44,7 @@ class Split:
     """All images of one experiment. `validation` is empty unless a share was held out.
 
     classes: names for people, in label order. source: where the images come from.
-    fingerprint: of the train (with validation) and test images, labels and class names.
+    fingerprint: of the train images and labels (with validation), a dash, and of the test's.
     """
 
     train: Part
@@ -167,12 +167,14 @@ def _draw(
 
 
 def _fingerprint(arrays: dict[str, np.ndarray]) -> str:
-    """16 hex digits of the SHA-256 of the arrays' names and bytes."""
-    digest = hashlib.sha256()
-    for name in sorted(arrays):
-        digest.update(name.encode())
-        digest.update(np.ascontiguousarray(arrays[name]).data)
-    return digest.hexdigest()[:16]
+    """Of train and of test, 12 hex digits of the SHA-256 of images and labels."""
+    halves = []
+    for part in sources.PARTS:
+        digest = hashlib.sha256()
+        for kind in ("images", "labels"):
+            digest.update(np.ascontiguousarray(arrays[f"{part}_{kind}"]).data)
+        halves.append(digest.hexdigest()[:12])
+    return "-".join(halves)
 
 
 def _parts(arrays: dict[str, np.ndarray]) -> tuple[Part, Part]:

@@ -131,9 +131,12 @@ def caution(checkpoint: Checkpoint, split: Split) -> str:
         return NOT_HELD_OUT
     if checkpoint.data is None:
         return "(What this network was trained on is not recorded in its checkpoint.)"
-    if checkpoint.data["fingerprint"] != split.fingerprint:
+    trained_on, here = (
+        f.partition("-")[0] for f in (checkpoint.data["fingerprint"], split.fingerprint)
+    )
+    if trained_on != here:
         return (
-            "(Trained on other images than these go with:\n"
-            f" {checkpoint.data['source']}, fingerprint {checkpoint.data['fingerprint']}.)"
+            "(Trained on other images than these test images go with:\n"
+            f" {checkpoint.data['source']}, fingerprint {trained_on}.)"
         )
     return ""

@@ -139,6 +139,15 @@ def test_several_checkpoints_give_one_table(in_process, tmp_path):
     assert "recall of truck" in table
 
 
+def test_a_network_of_other_train_images_is_said_to_be_so(in_process, tmp_path):
+    common = ("--dry-run", "--data", "synthetic", "--output-dir", tmp_path)
+    in_process("train.py", "baseline", *common)
+    for options, said in (([], False), (["--test-counts", "9", "9", "9"], False),
+                          (["--split-seed", "1"], True)):  # fmt: skip
+        done = in_process("evaluate.py", tmp_path / "models/baseline.pt", *common, *options)
+        assert ("Trained on other images" in done.stdout) == said, options
+
+
 def test_a_network_that_saw_the_test_images_is_called_out(in_process, tmp_path):
     network = models.build("simple-cnn", {"classes": 3})
     models.save_checkpoint(
