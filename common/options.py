@@ -199,15 +199,21 @@ def split(args: argparse.Namespace) -> Split:
     """The images that the options describe."""
     from common import dataset
 
-    return dataset.load(
-        args.data or os.environ.get("CIFAR10_DIR") or None,
-        classes=args.classes,
-        train_counts=args.train_counts,
-        test_counts=args.test_counts,
-        validation=args.validation,
-        seed=args.split_seed,
-        dry_run=args.dry_run,
-    )
+    folder = os.environ.get("CIFAR10_DIR") or None
+    try:
+        return dataset.load(
+            args.data or folder,
+            classes=args.classes,
+            train_counts=args.train_counts,
+            test_counts=args.test_counts,
+            validation=args.validation,
+            seed=args.split_seed,
+            dry_run=args.dry_run,
+        )
+    except InputError as error:
+        if args.data is None and folder:
+            raise InputError(f"{error} (from $CIFAR10_DIR)") from None
+        raise
 
 
 def shown(path: Path) -> str:

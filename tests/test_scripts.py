@@ -189,6 +189,13 @@ def test_bad_input_is_one_line(in_process, tmp_path, arguments, words):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_folder_from_the_environment_is_named_with_its_variable(in_process, monkeypatch):
+    monkeypatch.setenv("CIFAR10_DIR", "nowhere")
+    done = in_process("inspect_data.py")
+    assert done.returncode == 2
+    assert is_one_line(done.stderr, "nowhere: no such folder", "(from $CIFAR10_DIR)")
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
 def test_a_missing_device_is_named(in_process):
     done = in_process("inspect_data.py", "--device", "cuda", "--dry-run")
