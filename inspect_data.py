@@ -26,7 +26,7 @@ def main(args):
     parts = {name: part for name, part in parts.items() if len(part.labels)}
     counts = {name: part.counts(len(classes)) for name, part in parts.items()}
 
-    print(f"Images: {source} (fingerprint {split.fingerprint})")
+    print(f"Images: {source}\nFingerprint: {split.fingerprint}")
     channels, height, width = images.shape[1:]
     print(f"Each: {width} x {height} pixels, {channels} channels (RGB), {images.dtype}")
 

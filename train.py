@@ -35,8 +35,8 @@ def main(args):
     runs = [experiment.Run(name, chosen[name], seed) for name in chosen for seed in seeds]
     jobs, threads = options.share_out(args, device, len(runs))
     root = options.output_dir(args)
-    print(f"Images: {split.source} (fingerprint {split.fingerprint})")
-    print(f"{len(runs)} runs, {jobs} at a time, on {device}", flush=True)
+    print(f"Images: {split.source}\nFingerprint: {split.fingerprint}")
+    print(f"Runs: {len(runs)}, {jobs} at a time, on {device}", flush=True)
 
     ended = {}
     for run, result in experiment.train_all(
