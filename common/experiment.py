@@ -37,15 +37,14 @@ class Run:
 
 
 def train(
-    run: Run, split: Split, device: str, threads: int | None, deterministic: bool
+    run: Run, split: Split, device: str, threads: int, deterministic: bool
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """Train one run. Returns its result and its checkpoint's content, both to be saved.
 
     A run whose loss stops being finite has a result that says so, and no checkpoint.
     """
     start = time.perf_counter()
-    if threads is not None:
-        torch.set_num_threads(threads)
+    torch.set_num_threads(threads)
     if deterministic:
         training.make_deterministic()
     recipe, classes = run.recipe, len(split.classes)
@@ -93,7 +92,7 @@ def train_all(
     *,
     device: str,
     jobs: int,
-    threads: int | None = None,
+    threads: int,
     cluster: str | None = None,
     fresh: bool = False,
     deterministic: bool = False,

@@ -179,9 +179,7 @@ def device(args: argparse.Namespace) -> torch.device:
     return torch.device(name)
 
 
-def share_out(
-    args: argparse.Namespace, device: torch.device, runs: int
-) -> tuple[int, int | None]:
+def share_out(args: argparse.Namespace, device: torch.device, runs: int) -> tuple[int, int]:
     """How many runs go at a time, and how many CPU threads each has.
 
     It follows from the command alone, not from what is still to do, because another number of

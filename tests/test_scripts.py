@@ -128,6 +128,14 @@ def test_recipes_are_compared_in_one_table(in_process, tmp_path):
     assert again.stdout.count("(trained before, by: train.py original") == 6
 
 
+def test_early_stopping_holds_out_a_tenth_by_itself(in_process, tmp_path):
+    common = ("--dry-run", "--data", "synthetic", "--threads", 1, "--output-dir", tmp_path)
+    for options, held_out in (([], []), (["--patience", 1], [6, 2, 2])):
+        in_process("train.py", "original", *common, *options)
+        saved = json.loads((tmp_path / "models/original.json").read_text())
+        assert [n for n in saved["data"]["validation_counts"] if n] == held_out
+
+
 def test_several_checkpoints_give_one_table(in_process, tmp_path):
     for name, seed in (("one", 1), ("two", 2)):
         network = models.build("simple-cnn", {"classes": 3}, seed)

@@ -94,6 +94,17 @@ def test_cifar_batches_and_archive(small_cifar, tmp_path, place):
     assert split.source == "CIFAR-10"
 
 
+def test_any_of_cifars_classes_in_any_order(small_cifar, tmp_path):
+    classes = ["ship", "dog", "airplane", "frog"]
+    split = dataset.load(str(small_cifar), classes=classes, **FULL, cache=tmp_path / "cache")
+    assert split.classes == tuple(classes)
+    assert (split.train.counts(4), split.test.counts(4)) == ([10] * 4, [2] * 4)
+    content = pickle.loads((small_cifar / sources.BATCHES / "test_batch").read_bytes())
+    rows = zip(content["data"], content["labels"], strict=True)
+    ships = {row.tobytes() for row, label in rows if NAMES[label] == "ship"}
+    assert {i.numpy().tobytes() for i in split.test.images[split.test.labels == 0]} == ships
+
+
 def test_cifar_is_downloaded_once(small_cifar, tmp_path, monkeypatch):
     asked = []
 
