@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from common.kernels import conv_relu_pool
 from common.options import InputError
 from common.results import replacing
 
@@ -99,8 +100,8 @@ class SimpleCNN(Network):
         return self.fc3
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
-        x = F.max_pool2d(F.relu(self.conv1(x)), 2)  # (N, 16, 14, 14)
-        x = F.max_pool2d(F.relu(self.conv2(x)), 2)  # (N, 16, 5, 5)
+        x = conv_relu_pool(x, self.conv1.weight, self.conv1.bias)  # (N, 16, 14, 14)
+        x = conv_relu_pool(x, self.conv2.weight, self.conv2.bias)  # (N, 16, 5, 5)
         x = self.dropout(F.relu(self.fc1(x.flatten(1))))
         return self.dropout(F.relu(self.fc2(x)))
 

@@ -34,8 +34,15 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the libraries that decide the numbers."""
-    return {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES}
+    """Versions of Python and of the libraries that decide the numbers to the last bit."""
+    from common import kernels  # which needs `replacing`
+
+    convolution = "kernels.c" if kernels.library() else "torch"
+    return {
+        "python": platform.python_version(),
+        **{name: version(name) for name in LIBRARIES},
+        "simple-cnn on cpu": convolution,
+    }
 
 
 def data_record(split: Split) -> dict[str, Any]:

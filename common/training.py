@@ -10,11 +10,10 @@ import torch
 import torch.nn.functional as F
 from imblearn.metrics import geometric_mean_score
 from torch import nn
-from torch.optim import lr_scheduler
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from common import augment, balance, losses
+from common import augment, balance, losses, optimizers
 from common.dataset import Part
 from common.models import Network, pixels, predict
 from common.recipes import Recipe
@@ -74,8 +73,8 @@ def fit(
     steps = -(-n // batch_size)
     counts = torch.bincount(labels, minlength=classes)
     weights = losses.class_weights(recipe, counts)
-    optimizer = _optimizer(recipe, network)
-    schedule = _schedule(recipe, optimizer, steps)
+    flat, gradients = optimizers.flattened(network)
+    optimize = optimizers.make(recipe, flat, gradients)
     average = None
     if recipe.ema:
         average = AveragedModel(
@@ -101,16 +100,19 @@ def fit(
             for step, batch in enumerate(order.to(device).split(batch_size)):
                 y = labels[batch]
                 x = augment.augment(pixels(images[batch]), recipe, pixels_of)
-                x, partners, shares = augment.mix(x, y, recipe, mix_of)
+                if recipe.mix != "none":
+                    x, partners, shares = augment.mix(x, y, recipe, mix_of)
                 with torch.autocast(
                     device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"
                 ):
                     logits = network(x)
-                loss = losses.mixed(loss_of, logits.float(), y, partners, shares, in_use)
-                optimizer.zero_grad()
+                if recipe.mix == "none":
+                    loss = losses.weighted_mean(loss_of(logits.float(), y), y, in_use)
+                else:
+                    loss = losses.mixed(loss_of, logits.float(), y, partners, shares, in_use)
+                gradients.zero_()
                 loss.backward()
-                optimizer.step()
-                schedule.step()
+                optimize(optimizers.learning_rate(recipe, epoch * steps + step, steps))
                 if average is not None:
                     average.update_parameters(network)
                 epoch_losses[step] = loss.detach()
@@ -144,7 +146,8 @@ def fit(
         network.load_state_dict(best)
     elif average is not None:
         network.load_state_dict(average.module.state_dict())
-    network.to(memory_format=torch.contiguous_format).eval()
+    optimizers.unflatten(network)
+    network.eval()
     return history
 
 
@@ -203,36 +206,6 @@ def after_training(
 
 def _generator(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
     return torch.Generator(device).manual_seed(seed)
-
-
-def _optimizer(recipe: Recipe, network: nn.Module) -> torch.optim.Optimizer:
-    shared = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay, "fused": True}
-    trained = [p for p in network.parameters() if p.requires_grad]
-    if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(trained, **shared)
-    return torch.optim.SGD(
-        trained, momentum=recipe.momentum, nesterov=recipe.nesterov, **shared
-    )
-
-
-def _schedule(
-    recipe: Recipe, optimizer: torch.optim.Optimizer, steps: int
-) -> lr_scheduler.LRScheduler:
-    """The learning rate at each step; `steps` to an epoch."""
-    total = recipe.epochs * steps
-    if recipe.schedule == "step":
-        return lr_scheduler.StepLR(optimizer, recipe.step_epochs * steps, recipe.step_factor)
-    if recipe.schedule == "cosine":
-        return lr_scheduler.CosineAnnealingLR(optimizer, total)
-    if recipe.schedule == "one-cycle":
-        return lr_scheduler.OneCycleLR(
-            optimizer,
-            recipe.learning_rate,
-            total,
-            pct_start=recipe.warm_up,
-            cycle_momentum=False,
-        )
-    return lr_scheduler.ConstantLR(optimizer, factor=1.0)
 
 
 def _train_mode(network: nn.Module) -> None:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import pytest
@@ -8,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from conftest import EMPTY, random_part
 
-from common import dataset, models, training
+from common import dataset, models, optimizers, training
 from common.recipes import Recipe
 
 CPU = torch.device("cpu")
@@ -139,9 +138,9 @@ def test_each_option_of_an_option_changes_what_is_trained(base, change):
 def test_first_draw_is_what_the_first_epoch_draws(monkeypatch):
     recipe = replace(RECIPE, sampler="balanced", epochs=1)
     seen = []
-    mixed = training.losses.mixed
+    mean = training.losses.weighted_mean
     monkeypatch.setattr(
-        training.losses, "mixed", lambda f, x, y, *rest: seen.append(y) or mixed(f, x, y, *rest)
+        training.losses, "weighted_mean", lambda x, y, w: seen.append(y) or mean(x, y, w)
     )
     fitted(recipe, seed=3)
     drawn = torch.bincount(torch.cat(seen), minlength=3).tolist()
@@ -156,45 +155,21 @@ def test_deferred_weights_begin_when_they_should():
     assert losses[1] != plain[1]
 
 
-@pytest.mark.parametrize(
-    ("schedule", "expected"),
-    [
-        ("constant", [0.1] * 6),
-        ("step", [0.1, 0.1, 0.01, 0.01, 0.001, 0.001]),
-        ("cosine", [0.05 * (1 + math.cos(math.pi * t / 6)) for t in range(6)]),
-    ],
-)
-def test_schedules(schedule, expected):
-    recipe = replace(
-        RECIPE, schedule=schedule, learning_rate=0.1, step_epochs=1, epochs=3, batch_size=7
-    )  # two steps to an epoch
-    network = models.build("simple-cnn", {"classes": 3})
-    optimizer = training._optimizer(recipe, network)
-    scheduler = training._schedule(recipe, optimizer, 2)
-    rates = []
-    for _ in range(6):
-        rates.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        scheduler.step()
-    assert rates == pytest.approx(expected)
-
-
-def test_averaged_weights_are_those_of_a_slow_average():
+def test_averaged_weights_are_those_of_a_slow_average(monkeypatch):
     decay, states = 0.6, []
-    step = torch.optim.SGD.step
+    make = optimizers.make
 
-    def remember(self, *args):
-        step(self, *args)
-        states.append([p.detach().clone() for p in self.param_groups[0]["params"]])
+    def remembering(recipe, weights, gradients):
+        optimize = make(recipe, weights, gradients)
+        return lambda rate: (optimize(rate), states.append(weights.clone()))
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.optim.SGD, "step", remember)
-        network, _ = fitted(replace(RECIPE, ema=decay))
+    monkeypatch.setattr(optimizers, "make", remembering)
+    network, _ = fitted(replace(RECIPE, ema=decay))
     average = states[0]  # it starts at the first step's weights
     for state in states[1:]:
-        average = [decay * a + (1 - decay) * s for a, s in zip(average, state, strict=True)]
-    for a, p in zip(average, network.parameters(), strict=True):
-        assert torch.allclose(a, p, atol=1e-6)
+        average = decay * average + (1 - decay) * state
+    network.to(memory_format=torch.channels_last)
+    assert torch.allclose(average, optimizers.flattened(network)[0], atol=1e-6)
 
 
 def test_patience_keeps_the_best_epoch(monkeypatch):

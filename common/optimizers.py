@@ -1,0 +1,98 @@
+"""Optimisers and learning-rate schedules, for all of a network's weights as one vector.
+
+The same arithmetic as torch.optim's, which a small network at batch 4 waits for: there a step
+costs as much as a layer, and the first one two seconds of imports.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from common.recipes import Recipe
+
+BETAS, EPSILON = (0.9, 0.999), 1e-8  # of AdamW
+START, END = 1 / 25, 1 / 25e4  # of one-cycle, as shares of its peak
+
+
+def flattened(network: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+    """All trained weights and their gradients, each as one vector (P,).
+
+    The network's own become views of them.
+    """
+    trained = [p for p in network.parameters() if p.requires_grad]
+    weights = trained[0].new_empty(sum(p.numel() for p in trained), requires_grad=False)
+    gradients = torch.zeros_like(weights)
+    start = 0
+    for p in trained:
+        # With its own strides: a convolution's weights stay channels_last.
+        p.data = weights.as_strided(p.shape, p.stride(), start).copy_(p.data)
+        p.grad = gradients.as_strided(p.shape, p.stride(), start)
+        start += p.numel()
+    return weights, gradients
+
+
+def unflatten(network: nn.Module) -> None:
+    """Give every parameter memory of its own again, and no gradient."""
+    for p in network.parameters():
+        p.data, p.grad = p.data.clone(memory_format=torch.contiguous_format), None
+
+
+def make(
+    recipe: Recipe, weights: torch.Tensor, gradients: torch.Tensor
+) -> Callable[[float], None]:
+    """A function that changes `weights` in place by one step at a given learning rate.
+
+    sgd: with momentum, Nesterov's on request; weight decay is added to the gradient.
+    adamw: Loshchilov and Hutter 2019; weight decay shrinks the weights by itself.
+    """
+    first, second = torch.zeros_like(weights), torch.zeros_like(weights)
+    steps = 0
+
+    def sgd(rate: float) -> None:
+        g = gradients
+        if recipe.weight_decay:
+            g = g.add(weights, alpha=recipe.weight_decay)
+        first.mul_(recipe.momentum).add_(g)
+        change = g.add(first, alpha=recipe.momentum) if recipe.nesterov else first
+        weights.add_(change, alpha=-rate)
+
+    def adamw(rate: float) -> None:
+        nonlocal steps
+        steps += 1
+        weights.mul_(1 - rate * recipe.weight_decay)
+        first.lerp_(gradients, 1 - BETAS[0])
+        second.mul_(BETAS[1]).addcmul_(gradients, gradients, value=1 - BETAS[1])
+        scale = second.sqrt().div_(math.sqrt(1 - BETAS[1] ** steps)).add_(EPSILON)
+        weights.addcdiv_(first, scale, value=-rate / (1 - BETAS[0] ** steps))
+
+    return adamw if recipe.optimizer == "adamw" else sgd
+
+
+def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
+    """The rate of step `step`, from 0, with `steps` to an epoch.
+
+    constant: recipe.learning_rate, from which the others go down. step: times step_factor
+    every step_epochs. cosine: half a cosine's wave, to 0. one-cycle (Smith and Topin 2018):
+    up from 1/25 of it for a share warm_up of the steps, then down to 1/250,000.
+    """
+    peak, total = recipe.learning_rate, recipe.epochs * steps
+    match recipe.schedule:
+        case "step":
+            return peak * recipe.step_factor ** (step // (recipe.step_epochs * steps))
+        case "cosine":
+            return _wave(peak, 0.0, step / total)
+        case "one-cycle":
+            top = max(0.0, recipe.warm_up * total - 1)  # the step with the peak rate
+            if step < top:
+                return _wave(peak * START, peak, step / top)
+            return _wave(peak, peak * END, (step - top) / (total - 1 - top or 1))
+    return peak
+
+
+def _wave(start: float, end: float, share: float) -> float:
+    """Half a cosine's wave from start to end, at a share of the way."""
+    return end + (start - end) * (1 + math.cos(math.pi * share)) / 2
