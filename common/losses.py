@@ -101,20 +101,26 @@ def make(recipe: Recipe, counts: torch.Tensor, prior: torch.Tensor) -> Loss:
     return lambda logits, labels: cross_entropy(logits + added, labels)
 
 
+def of_each(loss: Loss, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The losses (..., N) of logits (..., N, K) from one or more networks, for labels (N,)."""
+    repeated = labels.expand(logits.shape[:-1])
+    return loss(logits.flatten(0, -2), repeated.flatten()).view(repeated.shape)
+
+
 def weighted_mean(
     losses: torch.Tensor,
     labels: torch.Tensor,
     weights: torch.Tensor | None,
     shares: torch.Tensor | float = 1.0,
 ) -> torch.Tensor:
-    """sum(s w_y l) / sum(s w_y), a scalar, for losses l and labels y, both (N,).
+    """sum(s w_y l) / sum(s w_y), (...), for losses l (..., N) and labels y (N,).
 
     weights: w (K,), or None for all 1. shares: how much of an example counts, s (N,). With
     shares 1 it is what CrossEntropyLoss(weight=w) makes of unsmoothed losses: weights act
     between the classes of a batch, and a batch of one class doesn't feel them.
     """
     w = shares * (torch.ones_like(losses) if weights is None else weights[labels])
-    return (w * losses).sum() / w.sum()
+    return (w * losses).sum(-1) / w.sum(-1)
 
 
 def mixed(
@@ -125,10 +131,11 @@ def mixed(
     shares: torch.Tensor,
     weights: torch.Tensor | None,
 ) -> torch.Tensor:
-    """Mean loss, a scalar, of images mixed from two (mixup, Zhang et al. 2018; CutMix, Yun et
-    al. 2019): each counts as an example of `labels` with its share and of `partners` with the
-    rest. labels, partners, shares (in [0, 1]): (N,). weights: as in `weighted_mean`.
+    """Mean losses (...) for logits (..., N, K) of images mixed from two (mixup, Zhang et al.
+    2018; CutMix, Yun et al. 2019): each counts as an example of `labels` with its share and of
+    `partners` with the rest. labels, partners, shares (in [0, 1]): (N,). weights: as in
+    `weighted_mean`.
     """
-    losses = torch.cat([loss(logits, labels), loss(logits, partners)])
+    losses = torch.cat([of_each(loss, logits, y) for y in (labels, partners)], -1)
     both = torch.cat([labels, partners])
     return weighted_mean(losses, both, weights, torch.cat([shares, 1 - shares]))

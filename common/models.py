@@ -6,6 +6,7 @@ scales its input itself, so that nothing outside has to remember to.
 
 from __future__ import annotations
 
+import copy
 import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from common.kernels import conv_relu_pool
+from common.kernels import channels_last, conv_relu_pool
 from common.options import InputError
 from common.results import replacing
 
@@ -56,6 +57,19 @@ class Network(nn.Module):
         return logits if self.offset is None else logits + self.offset
 
 
+class Linear(nn.Linear):
+    """nn.Linear; with the weights (K, outputs, inputs) of K networks, for x (K, N, inputs)."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return linear(x, self.weight, self.bias)
+
+
+def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    if weight.dim() == 2:
+        return F.linear(x, weight, bias)
+    return x @ weight.mT if bias is None else torch.baddbmm(bias.unsqueeze(1), x, weight.mT)
+
+
 class CosineLinear(nn.Linear):
     """COSINE_SCALE times the cosine of features and class weights (Wang et al. 2018)."""
 
@@ -63,20 +77,22 @@ class CosineLinear(nn.Linear):
         super().__init__(inputs, outputs, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return COSINE_SCALE * F.linear(F.normalize(x), F.normalize(self.weight))
+        x, weight = F.normalize(x, dim=-1), F.normalize(self.weight, dim=-1)
+        return COSINE_SCALE * linear(x, weight, None)
 
 
 def last_layer(classifier: str, inputs: int, classes: int, bias: bool) -> nn.Linear:
     if classifier == "cosine":
         return CosineLinear(inputs, classes)
-    return nn.Linear(inputs, classes, bias=bias)
+    return Linear(inputs, classes, bias=bias)
 
 
 class SimpleCNN(Network):
     """The reports' network: two 5x5 convolutions, three fully connected layers, 66,171 weights.
 
     PyTorch's CIFAR-10 tutorial network with 16 channels in the first layer and dropout after
-    each hidden fully connected layer. Layer names are those of the course's checkpoint.
+    each hidden fully connected layer. Layer names are those of the course's checkpoint. With
+    the weights of K networks (`stacked`) it returns their logits (K, N, classes).
     """
 
     def __init__(
@@ -90,8 +106,8 @@ class SimpleCNN(Network):
         super().__init__(flip_average, logit_offset)
         self.conv1 = nn.Conv2d(3, 16, 5)
         self.conv2 = nn.Conv2d(16, 16, 5)
-        self.fc1 = nn.Linear(16 * 5 * 5, 120)
-        self.fc2 = nn.Linear(120, 84)
+        self.fc1 = Linear(16 * 5 * 5, 120)
+        self.fc2 = Linear(120, 84)
         self.fc3 = last_layer(classifier, 84, classes, bias=True)
         self.dropout = nn.Dropout(dropout)
 
@@ -102,8 +118,30 @@ class SimpleCNN(Network):
     def features(self, x: torch.Tensor) -> torch.Tensor:
         x = conv_relu_pool(x, self.conv1.weight, self.conv1.bias)  # (N, 16, 14, 14)
         x = conv_relu_pool(x, self.conv2.weight, self.conv2.bias)  # (N, 16, 5, 5)
-        x = self.dropout(F.relu(self.fc1(x.flatten(1))))
-        return self.dropout(F.relu(self.fc2(x)))
+        x = self._hidden(x.flatten(-3), self.fc1)
+        return self._hidden(x, self.fc2)
+
+    def _hidden(self, x: torch.Tensor, layer: Linear) -> torch.Tensor:
+        x = F.relu(layer(x))
+        if x.dim() == 2:
+            return self.dropout(x)
+        return x * self.dropout(torch.ones_like(x[0]))  # the same for all of a stack
+
+
+def stacked(networks: Sequence[SimpleCNN]) -> SimpleCNN:
+    """K networks as one, each parameter (K, ...), row k a copy of network k's."""
+    stack = copy.deepcopy(networks[0])
+    for rows in zip(stack.parameters(), *(n.parameters() for n in networks), strict=True):
+        data = torch.stack([p.detach() for p in rows[1:]])
+        rows[0].data = channels_last(data) if data.dim() == 5 else data
+    return stack
+
+
+def copy_row(stack: SimpleCNN, k: int, network: SimpleCNN) -> SimpleCNN:
+    """Network k of a stack, in `network`, which is returned."""
+    for p, rows in zip(network.parameters(), stack.parameters(), strict=True):
+        p.data.copy_(rows.detach()[k])
+    return network
 
 
 def conv_block(inputs: int, outputs: int) -> nn.Sequential:

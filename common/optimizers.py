@@ -1,4 +1,4 @@
-"""Optimisers and learning-rate schedules, for all of a network's weights as one vector.
+"""Optimisers and learning-rate schedules, for all of a network's weights as one matrix.
 
 The same arithmetic as torch.optim's, which a small network at batch 4 waits for: there a step
 costs as much as a layer, and the first one two seconds of imports.
@@ -7,7 +7,7 @@ costs as much as a layer, and the first one two seconds of imports.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -18,20 +18,24 @@ BETAS, EPSILON = (0.9, 0.999), 1e-8  # of AdamW
 START, END = 1 / 25, 1 / 25e4  # of one-cycle, as shares of its peak
 
 
-def flattened(network: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
-    """All trained weights and their gradients, each as one vector (P,).
+def flattened(
+    trained: Sequence[nn.Parameter], stack: int = 1
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A network's trained weights and their gradients, each as one matrix (stack, P).
 
-    The network's own become views of them.
+    The parameters and their `grad` become views of them. stack: how many networks it is; with
+    more than one each parameter has a row for each.
     """
-    trained = [p for p in network.parameters() if p.requires_grad]
-    weights = trained[0].new_empty(sum(p.numel() for p in trained), requires_grad=False)
+    columns = sum(p.numel() for p in trained) // stack
+    weights = torch.zeros(stack, columns, device=trained[0].device)
     gradients = torch.zeros_like(weights)
     start = 0
     for p in trained:
         # With its own strides: a convolution's weights stay channels_last.
-        p.data = weights.as_strided(p.shape, p.stride(), start).copy_(p.data)
-        p.grad = gradients.as_strided(p.shape, p.stride(), start)
-        start += p.numel()
+        strides = p.stride() if stack == 1 else (columns, *p.stride()[1:])
+        p.data = weights.as_strided(p.shape, strides, start).copy_(p.data)
+        p.grad = gradients.as_strided(p.shape, strides, start)
+        start += p.numel() // stack
     return weights, gradients
 
 
@@ -43,8 +47,8 @@ def unflatten(network: nn.Module) -> None:
 
 def make(
     recipe: Recipe, weights: torch.Tensor, gradients: torch.Tensor
-) -> Callable[[float], None]:
-    """A function that changes `weights` in place by one step at a given learning rate.
+) -> Callable[[torch.Tensor], None]:
+    """A function that changes `weights` (K, P) in place by one step, at learning rates (K, 1).
 
     sgd: with momentum, Nesterov's on request; weight decay is added to the gradient.
     adamw: Loshchilov and Hutter 2019; weight decay shrinks the weights by itself.
@@ -52,22 +56,22 @@ def make(
     first, second = torch.zeros_like(weights), torch.zeros_like(weights)
     steps = 0
 
-    def sgd(rate: float) -> None:
+    def sgd(rate: torch.Tensor) -> None:
         g = gradients
         if recipe.weight_decay:
             g = g.add(weights, alpha=recipe.weight_decay)
         first.mul_(recipe.momentum).add_(g)
         change = g.add(first, alpha=recipe.momentum) if recipe.nesterov else first
-        weights.add_(change, alpha=-rate)
+        weights.addcmul_(change, rate, value=-1)
 
-    def adamw(rate: float) -> None:
+    def adamw(rate: torch.Tensor) -> None:
         nonlocal steps
         steps += 1
         weights.mul_(1 - rate * recipe.weight_decay)
         first.lerp_(gradients, 1 - BETAS[0])
         second.mul_(BETAS[1]).addcmul_(gradients, gradients, value=1 - BETAS[1])
         scale = second.sqrt().div_(math.sqrt(1 - BETAS[1] ** steps)).add_(EPSILON)
-        weights.addcdiv_(first, scale, value=-rate / (1 - BETAS[0] ** steps))
+        weights.addcmul_(first / scale, rate, value=-1 / (1 - BETAS[0] ** steps))
 
     return adamw if recipe.optimizer == "adamw" else sgd
 

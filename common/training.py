@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import count
 
 import numpy as np
 import torch
@@ -13,7 +16,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from common import augment, balance, losses, optimizers
+from common import augment, balance, losses, models, optimizers
 from common.dataset import Part
 from common.models import Network, pixels, predict
 from common.recipes import Recipe
@@ -28,12 +31,15 @@ class DivergedError(Exception):
 @dataclass
 class History:
     """Per epoch: mean training loss, and on the validation part, where there is one, the
-    mean loss and the G-mean. best_epoch: whose weights were kept (from 1), with patience."""
+    mean loss and the G-mean. best_epoch: whose weights were kept (from 1), with patience.
+    diverged_at: the step (from 1) whose loss was the first that is not finite; the last of
+    `loss` is then the mean of that epoch's steps before it."""
 
     loss: list[float] = field(default_factory=list)
     validation_loss: list[float] = field(default_factory=list)
     validation_g_mean: list[float] = field(default_factory=list)
     best_epoch: int | None = None
+    diverged_at: int | None = None
 
 
 def make_deterministic() -> None:
@@ -65,90 +71,160 @@ def fit(
     augmentation and mixing; the global random state stays as it was. name stands before the
     bar. Raises DivergedError where the loss stops being finite.
     """
-    # channels_last: convolution and pooling are faster so, on CPUs too.
-    network.to(device, memory_format=torch.channels_last)
-    images = examples.images.to(device, memory_format=torch.channels_last)
-    labels = examples.labels.to(device)
-    n, batch_size, classes = len(labels), recipe.batch_size, network.last.out_features
-    steps = -(-n // batch_size)
-    counts = torch.bincount(labels, minlength=classes)
-    weights = losses.class_weights(recipe, counts)
-    flat, gradients = optimizers.flattened(network)
-    optimize = optimizers.make(recipe, flat, gradients)
-    average = None
-    if recipe.ema:
-        average = AveragedModel(
-            network, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True
+    (history,) = fit_together(
+        [network], examples, validation, [recipe], seed=seed, device=device, name=name
+    )
+    if history.diverged_at:
+        raise DivergedError(
+            f"the loss is not finite at step {history.diverged_at};"
+            f" take a --learning-rate below {recipe.learning_rate:g}"
         )
-    history, best = History(), {}
-    # The order has a generator of its own, so that networks with and without dropout, or
-    # on different devices, see the same batches.
-    order_of, pixels_of = _generator(seed), _generator(seed, device)
-    mix_of = np.random.default_rng(seed)
+    return history
+
+
+def can_train_together(recipe: Recipe, device: torch.device) -> bool:
+    """Whether `fit_together` takes more than one network of this recipe."""
+    return (
+        recipe.network == "simple-cnn"
+        and device.type == "cpu"
+        and recipe.precision == "float32"
+        and not recipe.ema
+        and not recipe.patience
+    )
+
+
+def fit_together(
+    networks: Sequence[Network],
+    examples: Part,
+    validation: Part,
+    recipes: Sequence[Recipe],
+    *,
+    seed: int,
+    device: torch.device,
+    name: str = "Training",
+) -> list[History]:
+    """`fit` for several networks at once, on the same batches, augmented and dropped out alike.
+
+    The recipes differ in nothing but the learning rate. A network whose loss stops being
+    finite goes on, for the others' sake, but its history ends there; the training ends early
+    when that is true of all.
+    """
+    recipe, stack = recipes[0], len(networks)
+    for one in networks:  # channels_last: convolution and pooling are faster so, on CPUs too
+        one.to(device, memory_format=torch.channels_last)
+    network = networks[0] if stack == 1 else models.stacked(networks)
+    steps = -(-len(examples.labels) // recipe.batch_size)
+    histories = [History() for _ in networks]
+    best, average = {}, None
+
+    def rates(step: int) -> list[float]:
+        return [optimizers.learning_rate(r, step, steps) for r in recipes]
+
     with (
-        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+        _random_state(seed, device),
         tqdm(total=recipe.epochs * steps, desc=name, unit="step", disable=None) as bar,
     ):
-        torch.manual_seed(seed)
+        training = train_steps(
+            network, stack, examples, recipe, rates, seed=seed, device=device
+        )
         for epoch in range(recipe.epochs):
-            _train_mode(network)
-            epoch_losses = torch.empty(steps, device=device)
-            order = balance.epoch_order(examples.labels, recipe, epoch, classes, order_of)
-            prior = balance.class_shares(counts.cpu(), recipe, epoch).float().to(device)
-            loss_of = losses.make(recipe, counts, prior)
-            in_use = weights if epoch >= recipe.reweight_from * recipe.epochs else None
-            for step, batch in enumerate(order.to(device).split(batch_size)):
-                y = labels[batch]
-                x = augment.augment(pixels(images[batch]), recipe, pixels_of)
-                if recipe.mix != "none":
-                    x, partners, shares = augment.mix(x, y, recipe, mix_of)
-                with torch.autocast(
-                    device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"
-                ):
-                    logits = network(x)
-                if recipe.mix == "none":
-                    loss = losses.weighted_mean(loss_of(logits.float(), y), y, in_use)
-                else:
-                    loss = losses.mixed(loss_of, logits.float(), y, partners, shares, in_use)
-                gradients.zero_()
-                loss.backward()
-                optimize(optimizers.learning_rate(recipe, epoch * steps + step, steps))
-                if average is not None:
+            epoch_losses = torch.empty(steps, stack, device=device)
+            for step in range(steps):
+                epoch_losses[step] = next(training)
+                if recipe.ema:
+                    if average is None:
+                        average = _average(network, recipe.ema)
                     average.update_parameters(network)
-                epoch_losses[step] = loss.detach()
                 bar.update()
                 if step % BAR_STEPS == 0 and not bar.disable:
                     recent = epoch_losses[max(0, step - BAR_STEPS) : step + 1].mean().item()
-                    bar.set_postfix(_postfix(recent, history), refresh=False)
-            finite = epoch_losses.isfinite()
-            if not finite.all():
-                step = epoch * steps + int(finite.logical_not().nonzero()[0]) + 1
-                raise DivergedError(
-                    f"the loss is not finite at step {step};"
-                    f" take a --learning-rate below {recipe.learning_rate:g}"
-                )
-            # Every example counts once: a last, smaller batch with its own size.
-            sizes = torch.full((steps,), batch_size, device=device)
-            sizes[-1] = n - (steps - 1) * batch_size
-            history.loss.append(float((epoch_losses * sizes).sum() / n))
+                    bar.set_postfix(_postfix(recent, histories), refresh=False)
+            going_on = _record(histories, epoch_losses, epoch, len(examples.labels), recipe)
+            if not any(going_on):
+                break
             if len(validation.labels):
                 current = average.module if average else network
-                _validate(current, validation, history)
+                for k, history in enumerate(histories):
+                    if going_on[k]:
+                        one = (
+                            current if stack == 1 else models.copy_row(current, k, networks[k])
+                        )
+                        _validate(one, validation, history)
                 if recipe.patience:
+                    (history,) = histories
                     scores = history.validation_g_mean
                     if epoch == 0 or scores[-1] > scores[history.best_epoch - 1]:
                         history.best_epoch = epoch + 1
                         best = {k: v.clone() for k, v in current.state_dict().items()}
                     elif epoch + 1 - history.best_epoch >= recipe.patience:
                         break
-            bar.set_postfix(_postfix(history.loss[-1], history), refresh=False)
+            bar.set_postfix(_postfix(histories[0].loss[-1], histories), refresh=False)
+        training.close()
     if best:
         network.load_state_dict(best)
     elif average is not None:
         network.load_state_dict(average.module.state_dict())
-    optimizers.unflatten(network)
-    network.eval()
-    return history
+    for k, one in enumerate(networks):
+        if stack > 1:
+            models.copy_row(network, k, one)
+        optimizers.unflatten(one)
+        one.eval()
+    return histories
+
+
+def train_steps(
+    network: Network,
+    stack: int,
+    examples: Part,
+    recipe: Recipe,
+    rates: Callable[[int], list[float]],
+    *,
+    seed: int,
+    device: torch.device,
+) -> Iterator[torch.Tensor]:
+    """Train without end, epoch after epoch; yield the loss (stack,) of each step.
+
+    network: one on the device, or `models.stacked` from as many as stack says. rates:
+    each network's learning rate at a step, from 0.
+    """
+    images = examples.images.to(device, memory_format=torch.channels_last)
+    labels = examples.labels.to(device)
+    classes = network.last.out_features
+    counts = torch.bincount(labels, minlength=classes)
+    weights = losses.class_weights(recipe, counts)
+    trained = [p for p in network.parameters() if p.requires_grad]
+    flat, gradients = optimizers.flattened(trained, stack)
+    optimize = optimizers.make(recipe, flat, gradients)
+    # The order has a generator of its own, so that networks with and without dropout, or
+    # on different devices, see the same batches.
+    order_of, pixels_of = _generator(seed), _generator(seed, device)
+    mix_of = np.random.default_rng(seed)
+    mixed, step = recipe.mix != "none", 0
+    for epoch in count():
+        _train_mode(network)
+        order = balance.epoch_order(examples.labels, recipe, epoch, classes, order_of)
+        prior = balance.class_shares(counts.cpu(), recipe, epoch).float().to(device)
+        loss_of = losses.make(recipe, counts, prior)
+        in_use = weights if epoch >= recipe.reweight_from * recipe.epochs else None
+        for batch in order.to(device).split(recipe.batch_size):
+            y = labels[batch]
+            x = augment.augment(pixels(images[batch]), recipe, pixels_of)
+            if mixed:
+                x, partners, shares = augment.mix(x, y, recipe, mix_of)
+            with torch.autocast(
+                device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"
+            ):
+                logits = network(x).view(stack, -1, classes)
+            if mixed:
+                loss = losses.mixed(loss_of, logits.float(), y, partners, shares, in_use)
+            else:
+                each = losses.of_each(loss_of, logits.float(), y)
+                loss = losses.weighted_mean(each, y, in_use)
+            for p, g in zip(trained, torch.autograd.grad(loss.sum(), trained), strict=True):
+                p.grad.copy_(g)
+            optimize(torch.tensor(rates(step), device=device)[:, None])
+            step += 1
+            yield loss.detach()
 
 
 def after_training(
@@ -177,8 +253,7 @@ def after_training(
                 network.last.bias.zero_()
     if recipe.post_hoc == "crt":
         network.requires_grad_(False)
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(seed)
+        with _random_state(seed, device):
             network.last.reset_parameters()
         network.last.requires_grad_(True)
         balanced = replace(
@@ -204,6 +279,40 @@ def after_training(
     return {}
 
 
+def _record(
+    histories: Sequence[History], epoch_losses: torch.Tensor, epoch: int, n: int, recipe: Recipe
+) -> list[bool]:
+    """Put an epoch's losses (steps, K) into the histories; return which stay finite."""
+    steps = len(epoch_losses)
+    # Every example counts once: a last, smaller batch with its own size.
+    sizes = torch.full((steps, 1), float(recipe.batch_size), device=epoch_losses.device)
+    sizes[-1] = n - (steps - 1) * recipe.batch_size
+    finite = epoch_losses.isfinite().cumprod(0).bool()  # up to the first that is not
+    means = (epoch_losses * sizes).where(finite, 0).sum(0) / (sizes * finite).sum(0)
+    ends = finite.sum(0).tolist()
+    for history, mean, end in zip(histories, means.tolist(), ends, strict=True):
+        if history.diverged_at:
+            continue
+        if end:
+            history.loss.append(mean)
+        if end < steps:
+            history.diverged_at = epoch * steps + end + 1
+    return [history.diverged_at is None for history in histories]
+
+
+@contextmanager
+def _random_state(seed: int, device: torch.device) -> Iterator[None]:
+    """The global random state from `seed`, and as it was afterwards."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def _average(network: nn.Module, decay: float) -> AveragedModel:
+    average = get_ema_multi_avg_fn(decay)
+    return AveragedModel(network, multi_avg_fn=average, use_buffers=True)
+
+
 def _generator(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
     return torch.Generator(device).manual_seed(seed)
 
@@ -224,8 +333,9 @@ def _validate(network: nn.Module, validation: Part, history: History) -> None:
     history.validation_g_mean.append(float(score))
 
 
-def _postfix(loss: float, history: History) -> dict[str, str]:
+def _postfix(loss: float, histories: Sequence[History]) -> dict[str, str]:
     shown = {"loss": f"{loss:.3f}"}
-    if history.validation_g_mean:
-        shown["validation G-mean"] = f"{history.validation_g_mean[-1]:.3f}"
+    scores = [h.validation_g_mean[-1] for h in histories if h.validation_g_mean]
+    if scores:
+        shown["validation G-mean"] = f"{max(scores):.3f}"
     return shown

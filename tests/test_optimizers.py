@@ -30,7 +30,7 @@ STEPS = 12
 def test_steps_equal_torch_optim(change):
     recipe = replace(Recipe(), **change)
     start = torch.linspace(-1, 1, 20)
-    ours, gradients = start.clone(), torch.zeros(20)
+    ours, gradients = start.clone()[None], torch.zeros(1, 20)
     theirs = nn.Parameter(start.clone())
     if recipe.optimizer == "adamw":
         reference = torch.optim.AdamW([theirs], weight_decay=recipe.weight_decay)
@@ -46,8 +46,8 @@ def test_steps_equal_torch_optim(change):
         theirs.grad = (theirs.detach() * (step + 1)).sin()
         reference.param_groups[0]["lr"] = rate
         reference.step()
-        optimize(rate)
-        assert torch.allclose(ours, theirs, atol=1e-6)
+        optimize(torch.tensor([[rate]]))
+        assert torch.allclose(ours[0], theirs, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -94,8 +94,8 @@ def test_flattened_parameters_are_one_vector_and_stay_the_networks_own():
     network.to(memory_format=torch.channels_last)
     network.fc1.requires_grad_(False)
     before = {name: p.detach().clone() for name, p in network.named_parameters()}
-    weights, gradients = optimizers.flattened(network)
     trained = [p for p in network.parameters() if p.requires_grad]
+    weights, gradients = optimizers.flattened(trained)
     assert weights.numel() == gradients.numel() == sum(p.numel() for p in trained) == 18051
     assert all(torch.equal(p, before[name]) for name, p in network.named_parameters())
     network(torch.rand(2, 3, 32, 32)).sum().backward()

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from conftest import EMPTY, random_part
 
-from common import dataset, models, optimizers, training
+from common import dataset, kernels, models, optimizers, training
 from common.recipes import Recipe
 
 CPU = torch.device("cpu")
@@ -169,7 +169,9 @@ def test_averaged_weights_are_those_of_a_slow_average(monkeypatch):
     for state in states[1:]:
         average = decay * average + (1 - decay) * state
     network.to(memory_format=torch.channels_last)
-    assert torch.allclose(average, optimizers.flattened(network)[0], atol=1e-6)
+    assert torch.allclose(
+        average, optimizers.flattened(list(network.parameters()))[0], atol=1e-6
+    )
 
 
 def test_patience_keeps_the_best_epoch(monkeypatch):
@@ -181,6 +183,56 @@ def test_patience_keeps_the_best_epoch(monkeypatch):
     assert history.validation_g_mean == [0.1, 0.5, 0.4, 0.5, 0.3]
     two = fitted(replace(RECIPE, epochs=2))[0]
     assert torch.equal(network.fc1.weight, two.fc1.weight)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"classifier": "cosine", "loss": "ldam"},
+        {"mix": "cutmix", "augment": ("flip", "crop")},
+        {"schedule": "cosine", "optimizer": "adamw", "sampler": "balanced"},
+        {"class_weights": "inverse", "weight_decay": 0.01, "momentum": 0.5, "nesterov": True},
+    ],
+)
+@pytest.mark.parametrize("compiled", [True, False])
+def test_networks_trained_together_end_as_each_alone(monkeypatch, change, compiled):
+    if not compiled:
+        monkeypatch.setattr(kernels, "library", lambda: None)
+    recipe = replace(RECIPE, learning_rate=0.001, **change)
+    recipes = [replace(recipe, learning_rate=rate) for rate in (1e-10, 0.001, 0.01)]
+    networks = [models.build("simple-cnn", recipe.network_arguments(3)) for _ in recipes]
+    validation = random_part((3, 3, 3))
+    histories = training.fit_together(networks, TRAIN, validation, recipes, seed=4, device=CPU)
+    for network, history, own in zip(networks, histories, recipes, strict=True):
+        alone = models.build("simple-cnn", recipe.network_arguments(3))
+        expected = training.fit(alone, TRAIN, validation, own, seed=4, device=CPU)
+        assert history.loss == pytest.approx(expected.loss, abs=1e-5)
+        assert history.validation_loss == pytest.approx(expected.validation_loss, abs=1e-4)
+        assert len(history.validation_g_mean) == recipe.epochs
+        for name, value in alone.state_dict().items():
+            assert torch.allclose(network.state_dict()[name], value, atol=1e-5), name
+
+
+def test_a_network_that_diverges_leaves_the_others_alone():
+    rates = (1e30, 0.01, 1e30)
+    recipes = [replace(RECIPE, learning_rate=rate) for rate in rates]
+    networks = [models.build("simple-cnn", {"classes": 3}) for _ in rates]
+    histories = training.fit_together(networks, TRAIN, EMPTY, recipes, seed=0, device=CPU)
+    alone = models.build("simple-cnn", {"classes": 3})
+    expected = training.fit(alone, TRAIN, EMPTY, recipes[1], seed=0, device=CPU)
+    assert histories[1].loss == pytest.approx(expected.loss, abs=1e-5)
+    assert histories[1].diverged_at is None
+    first = F.cross_entropy(*first_batch(models.build("simple-cnn", {"classes": 3})))
+    for k in (0, 2):
+        assert histories[k].diverged_at == 2  # the first step's loss is before any change
+        assert histories[k].loss == pytest.approx([first.item()], rel=1)
+
+
+def first_batch(network):
+    """Logits and labels of the first batch of seed 0, without dropout."""
+    order = torch.randperm(13, generator=torch.Generator().manual_seed(0))[:4]
+    return network.eval()(TRAIN.images[order] / 255), TRAIN.labels[order]
 
 
 def after(recipe):
