@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 from common import balance, metrics, models, results, training
-from common.dataset import Split
+from common.dataset import Part, Split
 from common.options import InputError
 from common.recipes import Recipe
 
@@ -36,33 +36,71 @@ class Run:
         return self.name if self.seed == 0 else f"{self.name}-seed{self.seed}"
 
 
-def train(
-    run: Run, split: Split, device: str, threads: int, deterministic: bool
-) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """Train one run. Returns its result and its checkpoint's content, both to be saved.
+Outcome = tuple[dict[str, Any], dict[str, Any] | None]
 
-    A run whose loss stops being finite has a result that says so, and no checkpoint.
+
+def train(
+    runs: Sequence[Run], split: Split, device: str, threads: int, deterministic: bool
+) -> list[Outcome]:
+    """Train runs of one recipe. Returns each one's result and its checkpoint's content.
+
+    Both are to be saved. A run whose loss stops being finite has a result that says so, and no
+    checkpoint. Where it can be, the runs are trained as one; "seconds" is then an equal part.
     """
     start = time.perf_counter()
     torch.set_num_threads(threads)
     if deterministic:
         training.make_deterministic()
+    recipe, classes, on = runs[0].recipe, len(split.classes), torch.device(device)
+    examples = [
+        balance.examples(split.train, split.test, recipe, split.classes, run.seed)
+        for run in runs
+    ]
+    counts = [part.counts(classes) for part in examples]
+    if len(runs) > 1 and not (
+        training.can_train_together(recipe, on) and all(c == counts[0] for c in counts)
+    ):
+        return [train([run], split, device, threads, deterministic)[0] for run in runs]
+    networks = [
+        models.build(recipe.network, recipe.network_arguments(classes), run.seed)
+        for run in runs
+    ]
+    histories = training.fit_together(
+        networks,
+        examples,
+        split.validation,
+        [recipe] * len(runs),
+        seeds=[run.seed for run in runs],
+        device=on,
+        name=", ".join(run.file for run in runs),
+    )
+    ended = zip(runs, networks, examples, histories, strict=True)
+    outcomes = [_outcome(*one, split, on) for one in ended]
+    seconds = (time.perf_counter() - start) / len(runs)
+    return [(result | {"seconds": seconds}, content) for result, content in outcomes]
+
+
+def _outcome(
+    run: Run, network: models.Network, examples: Part, history: training.History, split: Split,
+    device: torch.device,
+) -> Outcome:  # fmt: skip
+    """What follows the training of a run: its post-hoc step, and its test."""
     recipe, classes = run.recipe, len(split.classes)
-    examples = balance.examples(split.train, split.test, recipe, split.classes, run.seed)
-    arguments = recipe.network_arguments(classes)
-    network = models.build(recipe.network, arguments, run.seed)
-    job = {"seed": run.seed, "device": torch.device(device), "name": run.file}
     result = {
         "recipe": asdict(recipe),
         "examples": examples.counts(classes),
         "drawn": training.first_draw(examples, recipe, classes, run.seed),
         "trained_on_test": recipe.train_on_test,
+        "history": asdict(history),
     }
     try:
-        history = training.fit(network, examples, split.validation, recipe, **job)
-        arguments |= training.after_training(network, examples, split.validation, recipe, **job)
+        training.check(history, recipe)
+        arguments = recipe.network_arguments(classes) | training.after_training(
+            network, examples, split.validation, recipe,
+            seed=run.seed, device=device, name=run.file,
+        )  # fmt: skip
     except training.DivergedError as error:
-        return result | {"diverged": str(error), "seconds": time.perf_counter() - start}, None
+        return result | {"diverged": str(error)}, None
     logits = models.predict(network, split.test.images)
     report = metrics.report(split.test.labels, logits.argmax(1), split.classes)
     checkpoint = {
@@ -76,13 +114,7 @@ def train(
         "trained_on_test": recipe.train_on_test,
         "versions": results.versions(),
     }
-    result |= {
-        "diverged": None,
-        "history": asdict(history),
-        "report": report.as_dict(),
-        "seconds": time.perf_counter() - start,
-    }
-    return result, checkpoint
+    return result | {"diverged": None, "report": report.as_dict()}, checkpoint
 
 
 def train_all(
@@ -111,7 +143,10 @@ def train_all(
             missing.append(run)
         else:
             yield run, result
-    for run, (result, checkpoint) in _trained(missing, split, jobs, cluster, how):
+    # Runs that are trained as one take less time, but not less than if some had no work.
+    size = 1 if cluster else -(-len(runs) // jobs)
+    groups = _groups(missing, size)
+    for run, (result, checkpoint) in _trained(groups, split, jobs, cluster, how):
         file = folder / f"{run.file}.pt"
         if checkpoint is None:
             file.unlink(missing_ok=True)  # of an earlier run, which its result would belie
@@ -144,23 +179,37 @@ def _kept(run: Run, split: Split, folder: Path, how: dict[str, Any]) -> dict[str
 
 
 def _trained(
-    runs: Sequence[Run], split: Split, jobs: int, cluster: str | None, how: dict[str, Any]
-) -> Iterator[tuple[Run, tuple[dict[str, Any], dict[str, Any] | None]]]:
-    if not runs:
+    groups: Sequence[Sequence[Run]], split: Split, jobs: int, cluster: str | None,
+    how: dict[str, Any],
+) -> Iterator[tuple[Run, Outcome]]:  # fmt: skip
+    if not groups:
         return
     if cluster is None and jobs == 1:  # here, where its bar can be seen
-        yield from (_job(run, split, how) for run in runs)
+        for group in groups:
+            yield from _job(group, split, how)
         return
 
-    with _backend(cluster), tqdm(total=len(runs), desc="Runs", disable=None) as bar:
+    total = sum(map(len, groups))
+    with _backend(cluster), tqdm(total=total, desc="Runs", disable=None) as bar:
         parallel = joblib.Parallel(jobs, return_as="generator_unordered", batch_size=1)
-        for ended in parallel(joblib.delayed(_job)(run, split, how) for run in runs):
-            bar.update()
-            yield ended
+        for ended in parallel(joblib.delayed(_job)(group, split, how) for group in groups):
+            bar.update(len(ended))
+            yield from ended
 
 
-def _job(run: Run, split: Split, how: dict[str, Any]) -> tuple[Run, Any]:
-    return run, train(run, split, **how)
+def _job(group: Sequence[Run], split: Split, how: dict[str, Any]) -> list[tuple[Run, Outcome]]:
+    return list(zip(group, train(group, split, **how), strict=True))
+
+
+def _groups(runs: Sequence[Run], size: int) -> list[list[Run]]:
+    """The runs of each recipe together, at most `size` in a group."""
+    groups: list[list[Run]] = []
+    for run in runs:
+        if groups and groups[-1][0].recipe == run.recipe and len(groups[-1]) < size:
+            groups[-1].append(run)
+        else:
+            groups.append([run])
+    return groups
 
 
 @contextmanager

@@ -102,7 +102,7 @@ def make(recipe: Recipe, counts: torch.Tensor, prior: torch.Tensor) -> Loss:
 
 
 def of_each(loss: Loss, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """The losses (..., N) of logits (..., N, K) from one or more networks, for labels (N,)."""
+    """The losses (..., N) of one or more networks' logits (..., N, K), for labels (..., N)."""
     repeated = labels.expand(logits.shape[:-1])
     return loss(logits.flatten(0, -2), repeated.flatten()).view(repeated.shape)
 
@@ -113,7 +113,7 @@ def weighted_mean(
     weights: torch.Tensor | None,
     shares: torch.Tensor | float = 1.0,
 ) -> torch.Tensor:
-    """sum(s w_y l) / sum(s w_y), (...), for losses l (..., N) and labels y (N,).
+    """sum(s w_y l) / sum(s w_y), (...), for losses l and labels y, both (..., N).
 
     weights: w (K,), or None for all 1. shares: how much of an example counts, s (N,). With
     shares 1 it is what CrossEntropyLoss(weight=w) makes of unsmoothed losses: weights act
@@ -133,9 +133,9 @@ def mixed(
 ) -> torch.Tensor:
     """Mean losses (...) for logits (..., N, K) of images mixed from two (mixup, Zhang et al.
     2018; CutMix, Yun et al. 2019): each counts as an example of `labels` with its share and of
-    `partners` with the rest. labels, partners, shares (in [0, 1]): (N,). weights: as in
+    `partners` with the rest. labels, partners, shares (in [0, 1]): (..., N). weights: as in
     `weighted_mean`.
     """
     losses = torch.cat([of_each(loss, logits, y) for y in (labels, partners)], -1)
-    both = torch.cat([labels, partners])
-    return weighted_mean(losses, both, weights, torch.cat([shares, 1 - shares]))
+    both, counted = torch.cat([labels, partners], -1), torch.cat([shares, 1 - shares], -1)
+    return weighted_mean(losses, both, weights, counted)

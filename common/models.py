@@ -109,7 +109,7 @@ class SimpleCNN(Network):
         self.fc1 = Linear(16 * 5 * 5, 120)
         self.fc2 = Linear(120, 84)
         self.fc3 = last_layer(classifier, 84, classes, bias=True)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     @property
     def last(self) -> nn.Linear:
@@ -122,10 +122,23 @@ class SimpleCNN(Network):
         return self._hidden(x, self.fc2)
 
     def _hidden(self, x: torch.Tensor, layer: Linear) -> torch.Tensor:
-        x = F.relu(layer(x))
-        if x.dim() == 2:
-            return self.dropout(x)
-        return x * self.dropout(torch.ones_like(x[0]))  # the same for all of a stack
+        return self.dropout(F.relu(layer(x)))
+
+
+class Dropout(nn.Dropout):
+    """nn.Dropout that can draw from generators of its own: one, or one for each of a stack."""
+
+    generators: Sequence[torch.Generator] | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.training or self.generators is None:
+            return super().forward(x)
+        kept = torch.empty_like(x)
+        for rows, generator in zip(
+            kept if x.dim() == 3 else [kept], self.generators, strict=True
+        ):
+            rows.bernoulli_(1 - self.p, generator=generator)
+        return x * kept.div_(1 - self.p)
 
 
 def stacked(networks: Sequence[SimpleCNN]) -> SimpleCNN:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from itertools import count
 
 import numpy as np
 import torch
@@ -72,14 +71,19 @@ def fit(
     bar. Raises DivergedError where the loss stops being finite.
     """
     (history,) = fit_together(
-        [network], examples, validation, [recipe], seed=seed, device=device, name=name
+        [network], [examples], validation, [recipe], seeds=[seed], device=device, name=name
     )
+    check(history, recipe)
+    return history
+
+
+def check(history: History, recipe: Recipe) -> None:
+    """Raise DivergedError where the loss stopped being finite."""
     if history.diverged_at:
         raise DivergedError(
             f"the loss is not finite at step {history.diverged_at};"
             f" take a --learning-rate below {recipe.learning_rate:g}"
         )
-    return history
 
 
 def can_train_together(recipe: Recipe, device: torch.device) -> bool:
@@ -95,38 +99,34 @@ def can_train_together(recipe: Recipe, device: torch.device) -> bool:
 
 def fit_together(
     networks: Sequence[Network],
-    examples: Part,
+    examples: Sequence[Part],
     validation: Part,
     recipes: Sequence[Recipe],
     *,
-    seed: int,
+    seeds: Sequence[int],
     device: torch.device,
     name: str = "Training",
 ) -> list[History]:
-    """`fit` for several networks at once, on the same batches, augmented and dropped out alike.
+    """`fit` for several networks at once, each with its own examples, recipe and seed.
 
-    The recipes differ in nothing but the learning rate. A network whose loss stops being
-    finite goes on, for the others' sake, but its history ends there; the training ends early
-    when that is true of all.
+    The recipes differ in nothing but the learning rate, and the examples have equally many of
+    each class. A network whose loss stops being finite goes on, for the others' sake, but its
+    history ends there; the training ends early when that is true of all.
     """
     recipe, stack = recipes[0], len(networks)
     for one in networks:  # channels_last: convolution and pooling are faster so, on CPUs too
         one.to(device, memory_format=torch.channels_last)
     network = networks[0] if stack == 1 else models.stacked(networks)
-    steps = -(-len(examples.labels) // recipe.batch_size)
+    n = len(examples[0].labels)
+    steps = -(-n // recipe.batch_size)
     histories = [History() for _ in networks]
     best, average = {}, None
 
     def rates(step: int) -> list[float]:
         return [optimizers.learning_rate(r, step, steps) for r in recipes]
 
-    with (
-        _random_state(seed, device),
-        tqdm(total=recipe.epochs * steps, desc=name, unit="step", disable=None) as bar,
-    ):
-        training = train_steps(
-            network, stack, examples, recipe, rates, seed=seed, device=device
-        )
+    with tqdm(total=recipe.epochs * steps, desc=name, unit="step", disable=None) as bar:
+        training = train_steps(network, examples, recipe, rates, seeds=seeds, device=device)
         for epoch in range(recipe.epochs):
             epoch_losses = torch.empty(steps, stack, device=device)
             for step in range(steps):
@@ -139,7 +139,7 @@ def fit_together(
                 if step % BAR_STEPS == 0 and not bar.disable:
                     recent = epoch_losses[max(0, step - BAR_STEPS) : step + 1].mean().item()
                     bar.set_postfix(_postfix(recent, histories), refresh=False)
-            going_on = _record(histories, epoch_losses, epoch, len(examples.labels), recipe)
+            going_on = _record(histories, epoch_losses, epoch, n, recipe)
             if not any(going_on):
                 break
             if len(validation.labels):
@@ -159,7 +159,8 @@ def fit_together(
                     elif epoch + 1 - history.best_epoch >= recipe.patience:
                         break
             bar.set_postfix(_postfix(histories[0].loss[-1], histories), refresh=False)
-        training.close()
+    if isinstance(network, models.SimpleCNN):
+        network.dropout.generators = None
     if best:
         network.load_state_dict(best)
     elif average is not None:
@@ -174,57 +175,85 @@ def fit_together(
 
 def train_steps(
     network: Network,
-    stack: int,
-    examples: Part,
+    examples: Sequence[Part],
     recipe: Recipe,
     rates: Callable[[int], list[float]],
     *,
-    seed: int,
+    seeds: Sequence[int],
     device: torch.device,
 ) -> Iterator[torch.Tensor]:
-    """Train without end, epoch after epoch; yield the loss (stack,) of each step.
+    """Train without end, epoch after epoch; yield the loss (K,) of each step.
 
-    network: one on the device, or `models.stacked` from as many as stack says. rates:
-    each network's learning rate at a step, from 0.
+    network: one on the device, or `models.stacked` from K, as many as there are examples and
+    seeds. rates: each network's learning rate at a step, from 0.
     """
-    images = examples.images.to(device, memory_format=torch.channels_last)
-    labels = examples.labels.to(device)
-    classes = network.last.out_features
-    counts = torch.bincount(labels, minlength=classes)
+    # Networks that see the same share the batches, and the work of making them.
+    same = len(set(seeds)) == 1 and all(part is examples[0] for part in examples)
+    stack, parts = len(seeds), examples[:1] if same else examples
+    # channels_last: convolution and pooling are faster so, on CPUs too.
+    images = torch.cat([part.images for part in parts])
+    images = images.to(device, memory_format=torch.channels_last)
+    labels = torch.cat([part.labels for part in parts]).to(device)
+    n, classes = len(parts[0].labels), network.last.out_features
+    counts = torch.bincount(labels[:n], minlength=classes)
     weights = losses.class_weights(recipe, counts)
     trained = [p for p in network.parameters() if p.requires_grad]
     flat, gradients = optimizers.flattened(trained, stack)
     optimize = optimizers.make(recipe, flat, gradients)
-    # The order has a generator of its own, so that networks with and without dropout, or
-    # on different devices, see the same batches.
-    order_of, pixels_of = _generator(seed), _generator(seed, device)
-    mix_of = np.random.default_rng(seed)
-    mixed, step = recipe.mix != "none", 0
-    for epoch in count():
+    # The order has generators of its own, so that networks with and without dropout, or on
+    # different devices, see the same batches.
+    order_of = [_generator(seed) for seed in seeds[: len(parts)]]
+    pixels_of = [_generator(seed, device) for seed in seeds[: len(parts)]]
+    mix_of = [np.random.default_rng(seed) for seed in seeds[: len(parts)]]
+    changed = bool(recipe.augment) or recipe.mix != "none"
+    if isinstance(network, models.SimpleCNN):
+        network.dropout.generators = [_generator(seed, device) for seed in seeds]
+    for epoch in itertools.count():
         _train_mode(network)
-        order = balance.epoch_order(examples.labels, recipe, epoch, classes, order_of)
         prior = balance.class_shares(counts.cpu(), recipe, epoch).float().to(device)
         loss_of = losses.make(recipe, counts, prior)
         in_use = weights if epoch >= recipe.reweight_from * recipe.epochs else None
-        for batch in order.to(device).split(recipe.batch_size):
-            y = labels[batch]
-            x = augment.augment(pixels(images[batch]), recipe, pixels_of)
-            if mixed:
-                x, partners, shares = augment.mix(x, y, recipe, mix_of)
+        orders = [
+            balance.epoch_order(part.labels, recipe, epoch, classes, generator) + k * n
+            for k, (part, generator) in enumerate(zip(parts, order_of, strict=True))
+        ]
+        batches = torch.stack(orders).to(device).split(recipe.batch_size, 1)
+        for step, batch in enumerate(batches, epoch * len(batches)):  # (K or 1, N)
+            x, y = pixels(images[batch.flatten()]), labels[batch]
+            if changed:
+                drawn = zip(x.split(batch.shape[1]), y, pixels_of, mix_of, strict=True)
+                x, partners, shares = _together([_changed(*one, recipe) for one in drawn])
+            if len(parts) > 1:
+                x = x.unflatten(0, batch.shape)
             with torch.autocast(
                 device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"
             ):
-                logits = network(x).view(stack, -1, classes)
-            if mixed:
-                loss = losses.mixed(loss_of, logits.float(), y, partners, shares, in_use)
+                logits = network(x).view(stack, -1, classes).float()
+            if recipe.mix == "none":
+                loss = losses.weighted_mean(losses.of_each(loss_of, logits, y), y, in_use)
             else:
-                each = losses.of_each(loss_of, logits.float(), y)
-                loss = losses.weighted_mean(each, y, in_use)
+                loss = losses.mixed(loss_of, logits, y, partners, shares, in_use)
             for p, g in zip(trained, torch.autograd.grad(loss.sum(), trained), strict=True):
                 p.grad.copy_(g)
             optimize(torch.tensor(rates(step), device=device)[:, None])
-            step += 1
             yield loss.detach()
+
+
+def _changed(
+    x: torch.Tensor, y: torch.Tensor, pixels_of: torch.Generator, mix_of: np.random.Generator,
+    recipe: Recipe,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
+    """One network's batch, augmented and mixed: as `augment.mix` returns it."""
+    return augment.mix(augment.augment(x, recipe, pixels_of), y, recipe, mix_of)
+
+
+def _together(batches: list[tuple[torch.Tensor, ...]]) -> tuple[torch.Tensor, ...]:
+    """Images (K * N, ...), partners (K, N) and shares (K, N) of K networks' batches."""
+    if len(batches) == 1:
+        x, partners, shares = batches[0]
+        return x, partners[None], shares[None]
+    x, partners, shares = zip(*batches, strict=True)
+    return torch.cat(x), torch.stack(partners), torch.stack(shares)
 
 
 def after_training(
@@ -253,7 +282,8 @@ def after_training(
                 network.last.bias.zero_()
     if recipe.post_hoc == "crt":
         network.requires_grad_(False)
-        with _random_state(seed, device):
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(seed)
             network.last.reset_parameters()
         network.last.requires_grad_(True)
         balanced = replace(
@@ -298,14 +328,6 @@ def _record(
         if end < steps:
             history.diverged_at = epoch * steps + end + 1
     return [history.diverged_at is None for history in histories]
-
-
-@contextmanager
-def _random_state(seed: int, device: torch.device) -> Iterator[None]:
-    """The global random state from `seed`, and as it was afterwards."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
 
 
 def _average(network: nn.Module, decay: float) -> AveragedModel:

@@ -41,7 +41,11 @@ def count_trainings(monkeypatch):
     trained = []
     original = experiment.train
     monkeypatch.setattr(
-        experiment, "train", lambda r, *a, **k: trained.append(r.file) or original(r, *a, **k)
+        experiment,
+        "train",
+        lambda group, *a, **k: (
+            trained.extend(run.file for run in group) or original(group, *a, **k)
+        ),
     )
     return trained
 
@@ -65,6 +69,38 @@ def test_what_ended_is_not_trained_again(train, monkeypatch):
     again = train(run(), run(seed=1), run("other"))
     assert trained == ["other"]
     assert again["tiny"]["report"] == json.loads(json.dumps(first["tiny"]["report"]))
+
+
+def test_seeds_of_one_recipe_are_trained_as_one_with_the_same_results(train, monkeypatch):
+    together, sizes = experiment.training.fit_together, []
+    monkeypatch.setattr(
+        experiment.training,
+        "fit_together",
+        lambda networks, *a, **k: sizes.append(len(networks)) or together(networks, *a, **k),
+    )
+    runs = [run(seed=0), run(seed=1), run(seed=2), run("smote", 1, resample="smote")]
+    results = train(*runs)
+    assert sizes == [3, 1]
+    for one in runs:
+        (alone,) = train(one, fresh=True).values()
+        expected = pytest.approx(alone["history"]["loss"], abs=1e-5)
+        assert results[one.file]["history"]["loss"] == expected
+
+
+@pytest.mark.parametrize(
+    ("runs", "size", "expected"),
+    [
+        ("aaaaa", 5, ["aaaaa"]),
+        ("aaaaa", 3, ["aaa", "aa"]),
+        ("aabb", 9, ["aa", "bb"]),
+        ("ab", 1, ["a", "b"]),
+        ("", 1, []),
+    ],
+)
+def test_groups_hold_one_recipe_each(runs, size, expected):
+    recipes = {"a": TINY, "b": replace(TINY, momentum=0.5)}
+    groups = experiment._groups([experiment.Run(n, recipes[n], 0) for n in runs], size)
+    assert ["".join(run.name for run in group) for group in groups] == expected
 
 
 @pytest.mark.parametrize(

@@ -140,7 +140,9 @@ def test_first_draw_is_what_the_first_epoch_draws(monkeypatch):
     seen = []
     mean = training.losses.weighted_mean
     monkeypatch.setattr(
-        training.losses, "weighted_mean", lambda x, y, w: seen.append(y) or mean(x, y, w)
+        training.losses,
+        "weighted_mean",
+        lambda x, y, w: seen.append(y.flatten()) or mean(x, y, w),
     )
     fitted(recipe, seed=3)
     drawn = torch.bincount(torch.cat(seen), minlength=3).tolist()
@@ -196,29 +198,36 @@ def test_patience_keeps_the_best_epoch(monkeypatch):
     ],
 )
 @pytest.mark.parametrize("compiled", [True, False])
-def test_networks_trained_together_end_as_each_alone(monkeypatch, change, compiled):
+@pytest.mark.parametrize("seeds", [(4, 4, 4), (0, 1, 2)])
+def test_networks_trained_together_end_as_each_alone(monkeypatch, change, compiled, seeds):
     if not compiled:
         monkeypatch.setattr(kernels, "library", lambda: None)
-    recipe = replace(RECIPE, learning_rate=0.001, **change)
+    recipe = replace(RECIPE, epochs=2, learning_rate=0.001, **change)
     recipes = [replace(recipe, learning_rate=rate) for rate in (1e-10, 0.001, 0.01)]
-    networks = [models.build("simple-cnn", recipe.network_arguments(3)) for _ in recipes]
+    arguments, same = recipe.network_arguments(3), len(set(seeds)) == 1
+    parts = [TRAIN if same else random_part((6, 4, 3), seed) for seed in seeds]
+    networks = [models.build("simple-cnn", arguments, seed) for seed in seeds]
     validation = random_part((3, 3, 3))
-    histories = training.fit_together(networks, TRAIN, validation, recipes, seed=4, device=CPU)
-    for network, history, own in zip(networks, histories, recipes, strict=True):
-        alone = models.build("simple-cnn", recipe.network_arguments(3))
-        expected = training.fit(alone, TRAIN, validation, own, seed=4, device=CPU)
-        assert history.loss == pytest.approx(expected.loss, abs=1e-5)
-        assert history.validation_loss == pytest.approx(expected.validation_loss, abs=1e-4)
-        assert len(history.validation_g_mean) == recipe.epochs
+    histories = training.fit_together(
+        networks, parts, validation, recipes, seeds=seeds, device=CPU
+    )
+    for k, seed in enumerate(seeds):
+        alone = models.build("simple-cnn", arguments, seed)
+        expected = training.fit(alone, parts[k], validation, recipes[k], seed=seed, device=CPU)
+        assert histories[k].loss == pytest.approx(expected.loss, abs=1e-5)
+        assert histories[k].validation_loss == pytest.approx(expected.validation_loss, abs=1e-4)
+        assert len(histories[k].validation_g_mean) == recipe.epochs
         for name, value in alone.state_dict().items():
-            assert torch.allclose(network.state_dict()[name], value, atol=1e-5), name
+            assert torch.allclose(networks[k].state_dict()[name], value, atol=1e-4), name
 
 
 def test_a_network_that_diverges_leaves_the_others_alone():
     rates = (1e30, 0.01, 1e30)
     recipes = [replace(RECIPE, learning_rate=rate) for rate in rates]
     networks = [models.build("simple-cnn", {"classes": 3}) for _ in rates]
-    histories = training.fit_together(networks, TRAIN, EMPTY, recipes, seed=0, device=CPU)
+    histories = training.fit_together(
+        networks, [TRAIN] * 3, EMPTY, recipes, seeds=[0] * 3, device=CPU
+    )
     alone = models.build("simple-cnn", {"classes": 3})
     expected = training.fit(alone, TRAIN, EMPTY, recipes[1], seed=0, device=CPU)
     assert histories[1].loss == pytest.approx(expected.loss, abs=1e-5)
