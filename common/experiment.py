@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,8 @@ Outcome = tuple[dict[str, Any], dict[str, Any] | None]
 def train(
     runs: Sequence[Run], split: Split, device: str, threads: int, deterministic: bool
 ) -> list[Outcome]:
-    """Train runs of one recipe. Returns each one's result and its checkpoint's content.
+    """Train runs that differ in seed and learning rate. Returns each one's result and its
+    checkpoint's content.
 
     Both are to be saved. A run whose loss stops being finite has a result that says so, and no
     checkpoint. Where it can be, the runs are trained as one; "seconds" is then an equal part.
@@ -52,11 +53,11 @@ def train(
     if deterministic:
         training.make_deterministic()
     recipe, classes, on = runs[0].recipe, len(split.classes), torch.device(device)
-    examples = [
-        balance.examples(split.train, split.test, recipe, split.classes, run.seed)
-        for run in runs
-    ]
-    counts = [part.counts(classes) for part in examples]
+    by_seed = {
+        seed: balance.examples(split.train, split.test, recipe, split.classes, seed)
+        for seed in {run.seed for run in runs}
+    }
+    counts = [part.counts(classes) for part in by_seed.values()]
     if len(runs) > 1 and not (
         training.can_train_together(recipe, on) and all(c == counts[0] for c in counts)
     ):
@@ -65,11 +66,12 @@ def train(
         models.build(recipe.network, recipe.network_arguments(classes), run.seed)
         for run in runs
     ]
+    examples = [by_seed[run.seed] for run in runs]
     histories = training.fit_together(
         networks,
         examples,
         split.validation,
-        [recipe] * len(runs),
+        [run.recipe for run in runs],
         seeds=[run.seed for run in runs],
         device=on,
         name=", ".join(run.file for run in runs),
@@ -101,8 +103,10 @@ def _outcome(
         )  # fmt: skip
     except training.DivergedError as error:
         return result | {"diverged": str(error)}, None
-    logits = models.predict(network, split.test.images)
-    report = metrics.report(split.test.labels, logits.argmax(1), split.classes)
+    for name, part in (("validation", split.validation), ("report", split.test)):
+        if len(part.labels):
+            predicted = models.predict(network, part.images).argmax(1)
+            result[name] = metrics.report(part.labels, predicted, split.classes).as_dict()
     checkpoint = {
         "network": network.cpu(),
         "architecture": recipe.network,
@@ -114,7 +118,7 @@ def _outcome(
         "trained_on_test": recipe.train_on_test,
         "versions": results.versions(),
     }
-    return result | {"diverged": None, "report": report.as_dict()}, checkpoint
+    return result | {"diverged": None}, checkpoint
 
 
 def train_all(
@@ -202,11 +206,13 @@ def _job(group: Sequence[Run], split: Split, how: dict[str, Any]) -> list[tuple[
 
 
 def _groups(runs: Sequence[Run], size: int) -> list[list[Run]]:
-    """The runs of each recipe together, at most `size` in a group."""
+    """The runs of each recipe, at whatever learning rate, in groups of at most `size`."""
     groups: list[list[Run]] = []
     for run in runs:
-        if groups and groups[-1][0].recipe == run.recipe and len(groups[-1]) < size:
-            groups[-1].append(run)
+        last = groups[-1] if groups else []
+        rate = run.recipe.learning_rate
+        if 0 < len(last) < size and replace(last[0].recipe, learning_rate=rate) == run.recipe:
+            last.append(run)
         else:
             groups.append([run])
     return groups

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -18,6 +20,7 @@ from common.comparison import Summary
 from common.metrics import Report
 from common.results import replacing
 from common.statistics import RunsTest
+from common.sweep import RangeTest
 
 # Okabe and Ito's colours (2008), which colour-blind readers can tell apart.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
@@ -315,4 +318,104 @@ def recipes(
     axes.set_ylim(-0.6, len(ranked) - 0.3)
     axes.set_xlabel(metric)
     axes.grid(axis="x", alpha=0.3)
+    return _save(figure, path)
+
+
+def sweep_losses(
+    path: Path, by_rate: dict[float, dict[str, Any]], start: float, title: str, caption: str
+) -> Path:
+    """Training loss per epoch at each learning rate, from the loss before training on."""
+    figure = _figure(8, 5, title, caption)
+    axes = figure.subplots()
+    shades = colormaps["viridis"](np.linspace(0, 0.9, len(by_rate)))
+    for (rate, result), shade in zip(by_rate.items(), shades, strict=True):
+        curve = [start, *result["history"]["loss"]]
+        label = f"{rate:g} (diverged)" if result["diverged"] else f"{rate:g}"
+        axes.plot(curve, color=shade, marker="o", markersize=3, label=label)
+        if result["diverged"]:
+            axes.plot(len(curve) - 1, curve[-1], "x", color=shade, markersize=12)
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("{x:g}")
+    axes.tick_params(axis="y", which="minor", labelsize=7)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("epoch (0: before training)")
+    axes.set_ylabel("mean training loss (nats), logarithmic")
+    axes.legend(title="learning rate", loc="upper left", bbox_to_anchor=(1, 1))
+    return _save(figure, path)
+
+
+def sweep_each(
+    path: Path,
+    by_rate: dict[float, dict[str, Any]],
+    verdicts: dict[float, str],
+    start: float,
+    title: str,
+    caption: str,
+) -> Path:
+    """One picture for each learning rate, each with a linear axis of its own from 0."""
+    columns = min(4, len(by_rate))
+    rows = -(-len(by_rate) // columns)
+    figure = _figure(2.6 * columns, 0.8 + 2.1 * rows, title, caption)
+    grid = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axes, (rate, result) in zip(grid, by_rate.items(), strict=False):
+        curve = result["history"]["loss"]
+        axes.plot(range(1, len(curve) + 1), curve, color=colour(0), marker="o", markersize=3)
+        if result["diverged"] and curve:
+            axes.plot(len(curve), curve[-1], "x", color=colour(5), markersize=12)
+        axes.set_title(f"{rate:g}: {verdicts[rate]}", fontsize=8)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_ylim(0, 1.1 * max([start, *curve]))
+        axes.axhline(start, color="0.6", linestyle=":", linewidth=1)
+        axes.tick_params(labelsize=7)
+    for axes in grid[len(by_rate) :]:
+        axes.set_axis_off()
+    figure.supylabel("mean training loss (nats) by epoch; dotted: before training", fontsize=9)
+    return _save(figure, path)
+
+
+def sweep_validation(
+    path: Path, by_rate: dict[float, dict[str, Any]], title: str, caption: str
+) -> Path:
+    """Final validation loss and G-mean against the learning rate; a diverged one is marked."""
+    figure = _figure(8, 4, title, caption)
+    ended = {rate: r for rate, r in by_rate.items() if not r["diverged"]}
+    for axes, name, values in zip(
+        figure.subplots(1, 2),
+        ("last validation loss (nats)", "validation G-mean"),
+        (
+            [r["history"]["validation_loss"][-1] for r in ended.values()],
+            [r["validation"]["g_mean"] for r in ended.values()],
+        ),
+        strict=True,
+    ):
+        axes.plot(list(ended), values, color=colour(0), marker="o")
+        for k, rate in enumerate(rate for rate in by_rate if rate not in ended):
+            axes.axvline(rate, color=colour(5), linestyle="--", label=None if k else "diverged")
+        if len(ended) < len(by_rate):
+            axes.legend()
+        axes.set_xscale("log")
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("learning rate, logarithmic")
+        axes.set_ylabel(name)
+        axes.grid(alpha=0.3)
+    return _save(figure, path)
+
+
+def range_test(path: Path, test: RangeTest, title: str, caption: str) -> Path:
+    """Loss against a growing learning rate, with the suggested rate and the edge marked."""
+    figure = _figure(8, 4.5, title, caption)
+    axes = figure.subplots()
+    axes.plot(test.rates, test.losses, ".", color="0.75", markersize=3, label="loss of a step")
+    axes.plot(test.rates, test.smoothed, color=colour(0), linewidth=2, label="smoothed")
+    marks = [(test.suggestion, colour(2), f"steepest descent: {test.suggestion:.2g}")]
+    if test.edge:
+        marks.append((test.edge, colour(5), f"edge of divergence: {test.edge:.2g}"))
+    for rate, shade, label in marks:
+        axes.axvline(rate, color=shade, linestyle="--", label=label)
+    axes.set_xscale("log")
+    axes.set_ylim(0, 1.5 * max(test.smoothed))
+    axes.set_xlabel("learning rate, logarithmic, growing from step to step")
+    axes.set_ylabel("training loss (nats)")
+    axes.legend()
     return _save(figure, path)

@@ -248,10 +248,14 @@ RECIPES = {
 }
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """One option for each field of Recipe; a recipe's own value stands where none is given."""
+def add_options(parser: argparse.ArgumentParser, without: str | None = None) -> None:
+    """One option for each field of Recipe but `without`; a recipe's own value stands where none
+    is given."""
     group = parser.add_argument_group("recipe (default of each: the recipe's own value)")
     for each in fields(Recipe):
+        if each.name == without:
+            parser.set_defaults(**{without: None})
+            continue
         metadata = dict(each.metadata)
         default = " ".join(each.default) if isinstance(each.default, tuple) else each.default
         text = f"{metadata.pop('help')} (original: {default if default != '' else 'none'})"

