@@ -247,10 +247,9 @@ def _network(recipe: Recipe) -> models.Network:
 def _train_all(s: Setting, recipes: Sequence[Recipe]) -> None:
     """As train.py does on two cores, from the start of its processes to the last checkpoint."""
     get_reusable_executor().shutdown()  # joblib keeps the last one's
-    jobs = min(2, len(recipes))
     runs = [experiment.Run(f"run{i}", recipe, 0) for i, recipe in enumerate(recipes)]
     with tempfile.TemporaryDirectory() as folder:
-        how = {"device": "cpu", "jobs": jobs, "threads": 2 // jobs}
+        how = {"device": "cpu", "jobs": min(2, len(runs)), "threads": 1}
         for _ in experiment.train_all(runs, s.split, Path(folder), **how):
             pass
 
@@ -267,9 +266,12 @@ def _python(*arguments: str) -> str:
 
 @contextmanager
 def _cores(n: int) -> Iterator[None]:
-    """PyTorch's threads, and where the system can do it this process's cores, are n."""
+    """One thread, and where the system can do it n cores for this process and its own.
+
+    At batch 4 a second thread has next to nothing to do, and waits for it at full speed.
+    """
     threads, cores = torch.get_num_threads(), None
-    torch.set_num_threads(n)
+    torch.set_num_threads(1)
     if hasattr(os, "sched_setaffinity"):
         cores = os.sched_getaffinity(0)
         os.sched_setaffinity(0, sorted(cores)[:n])
