@@ -1,8 +1,9 @@
-# make run: all stages in order. make test: the tests. Each makes .venv first if need be.
+# make run: all stages in order. make test: the tests. make bench: how long it takes beside the
+# reports' loop. Each makes .venv first if need be.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test lint
+.PHONY: run test lint bench
 
 run: .venv/run.stamp
 	$(BIN)/python inspect_data.py
@@ -12,6 +13,9 @@ run: .venv/run.stamp
 
 test: lint
 	$(BIN)/python -m pytest
+
+bench: .venv/run.stamp
+	$(BIN)/python benchmarks/run.py
 
 lint: .venv/test.stamp
 	$(BIN)/ruff check .

@@ -1,0 +1,118 @@
+"""The plain way: the loop that `benchmarks/` measures `common.training.fit` against.
+
+It is PyTorch's CIFAR-10 tutorial, which the reports follow: images one at a time through
+torchvision's transforms, a DataLoader, torch.optim, and a loss that is read at every step.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from copy import deepcopy
+from functools import partial
+
+import torch
+from PIL import Image
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, WeightedRandomSampler
+from torchvision import transforms
+
+from common import losses
+from common.augment import MAX_SHIFT
+from common.dataset import Part
+from common.models import Network, SimpleCNN
+from common.recipes import Recipe
+
+AUGMENT = {
+    "flip": transforms.RandomHorizontalFlip,
+    "crop": partial(transforms.RandomCrop, 32, padding=MAX_SHIFT, padding_mode="reflect"),
+}
+
+
+class Images(Dataset):
+    """A Part as torchvision.datasets.CIFAR10 gives it: a PIL image, transformed, and label."""
+
+    def __init__(self, part: Part, transform: transforms.Compose) -> None:
+        self.images = part.images.permute(0, 2, 3, 1).numpy()
+        self.labels = part.labels.tolist()
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
+        return self.transform(Image.fromarray(self.images[i])), self.labels[i]
+
+
+def loader(
+    part: Part, recipe: Recipe, workers: int = 0, order: list[int] | None = None
+) -> DataLoader:
+    """Batches as the recipe has them, in a new order each epoch or in a given one."""
+    steps = [AUGMENT[name]() for name in recipe.augment] + [transforms.ToTensor()]
+    if recipe.network == "simple-cnn":  # ResNet9 does it itself
+        steps.append(transforms.Normalize((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)))
+    sampler = order
+    if recipe.sampler == "balanced":
+        weights = 1 / torch.bincount(part.labels).double()
+        sampler = WeightedRandomSampler(weights[part.labels], len(part.labels))
+    return DataLoader(
+        Images(part, transforms.Compose(steps)),
+        recipe.batch_size,
+        shuffle=sampler is None,
+        sampler=sampler,
+        num_workers=workers,
+    )
+
+
+def plain(network: Network) -> nn.Module:
+    """A copy of the network, with its weights, that is made of torch.nn's modules alone.
+
+    ResNet9 is already; SimpleCNN then takes images in [-1, 1], as `loader` gives them.
+    """
+    net = deepcopy(network)
+    if not isinstance(net, SimpleCNN):
+        return net
+    steps = OrderedDict(
+        conv1=net.conv1, relu1=nn.ReLU(), pool1=nn.MaxPool2d(2),
+        conv2=net.conv2, relu2=nn.ReLU(), pool2=nn.MaxPool2d(2), flatten=nn.Flatten(),
+        fc1=net.fc1, relu3=nn.ReLU(), dropout1=nn.Dropout(net.dropout.p),
+        fc2=net.fc2, relu4=nn.ReLU(), dropout2=nn.Dropout(net.dropout.p), fc3=net.fc3,
+    )  # fmt: skip
+    return nn.Sequential(steps)
+
+
+def train(
+    network: nn.Module, batches: DataLoader, recipe: Recipe, device: torch.device
+) -> list[float]:
+    """Train `network` in place as the recipe says; the loss of each step."""
+    network.to(device).train()
+    labels = torch.tensor(batches.dataset.labels)
+    weights = losses.class_weights(recipe, torch.bincount(labels).to(device))
+    criterion = nn.CrossEntropyLoss(weight=weights)
+    optimizer = torch.optim.SGD(
+        network.parameters(),
+        lr=recipe.learning_rate,
+        momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay,
+        nesterov=recipe.nesterov,
+    )
+    scheduler = None
+    if recipe.schedule == "one-cycle":
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer,
+            recipe.learning_rate,
+            total_steps=recipe.epochs * len(batches),
+            pct_start=recipe.warm_up,
+            cycle_momentum=False,
+        )
+    curve = []
+    for _ in range(recipe.epochs):
+        for inputs, labels in batches:
+            inputs, labels = inputs.to(device), labels.to(device)
+            optimizer.zero_grad()
+            loss = criterion(network(inputs), labels)
+            loss.backward()
+            optimizer.step()
+            if scheduler is not None:
+                scheduler.step()
+            curve.append(loss.item())
+    return curve

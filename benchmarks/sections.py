@@ -1,0 +1,283 @@
+"""What `benchmarks/run.py` measures: each section a function that yields tables.
+
+What is compared runs in turn, A B A B, in one process. A table has times in units of its first
+row's median.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from joblib.externals.loky import get_reusable_executor
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks import reference
+from common import balance, dataset, experiment, models, training
+from common.dataset import Part, Split
+from common.options import DEFAULT_CLASSES, ROOT
+from common.recipes import ORIGINAL, REPORT_A, RESNET, Recipe
+
+CPU = torch.device("cpu")
+EPOCH = replace(ORIGINAL, epochs=1)
+# Without cutout, of which torchvision has another kind.
+RESNET_EPOCH = replace(RESNET, epochs=1, augment=("flip", "crop"))
+RESNET_STEPS, PROFILE_STEPS = 10, 200
+SHORTER = 10  # report A's runs have a tenth of their epochs here
+# What an operator belongs to, by what stands in the name of the outermost one around it.
+GROUPS = {
+    "convolutions with ReLU and pooling": ("conv", "pool"),
+    "fully connected layers": ("linear", "addmm", "tbackward"),
+    "gathering the batch": ("aten::index", "aten::to", "aten::div_", "aten::split"),
+    "optimiser, adding up gradients": ("::mul_", "::add_", "::zero_", "accumulategrad"),
+    "other operators: dropout, ReLU, loss": ("",),
+}
+# Memory of a command, from a process that is itself small: a large one that starts another
+# has its own memory counted as the other's.
+PEAK = """
+import resource, subprocess, sys
+subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+"""
+Table = dict[str, Any]  # title, rows (each from column to text), values (what they come from)
+Sides = dict[str, Callable[[], object]]  # what is compared, by name
+
+
+@dataclass(frozen=True)
+class Setting:
+    """source: as `--data` takes it. growth: how many times the images, and how many runs.
+    quick: on a handful of images, to see that all works."""
+
+    source: str
+    split: Split
+    repeats: int
+    growth: tuple[int, ...]
+    quick: bool
+
+
+def setting(quick: bool) -> Setting:
+    source = os.environ.get("CIFAR10_DIR") or "synthetic"
+    split = dataset.load(source, dry_run=quick)
+    return Setting(source, split, 1 if quick else 3, (1, 2) if quick else (1, 2, 4), quick)
+
+
+def step(s: Setting) -> Iterator[Table]:
+    yield from _against_the_loop(s, EPOCH, s.split.train, "An epoch at batch 4")
+
+
+def resnet(s: Setting) -> Iterator[Table]:
+    part = _first(s.split.train, RESNET_STEPS * RESNET_EPOCH.batch_size)
+    title = f"ResNet9, {len(part.labels):,} images at batch 128"
+    yield from _against_the_loop(s, RESNET_EPOCH, part, title)
+
+
+def runs(s: Setting) -> Iterator[Table]:
+    recipes = [replace(r, epochs=r.epochs // SHORTER) for r in REPORT_A.values()]
+
+    def one_after_another() -> None:
+        for recipe in recipes:
+            part = balance.examples(s.split.train, s.split.test, recipe, s.split.classes, 0)
+            _loop(part, recipe)
+
+    sides = {
+        "train_all, processes included": lambda: _train_all(s, recipes),
+        "loop, one after another": one_after_another,
+    }
+    with _cores(2):
+        _loop(_first(s.split.train, 8), EPOCH)  # for the first step's imports
+        seconds = alternate(sides, s.repeats)
+    yield compared(f"Report A's seven runs, 1/{SHORTER} of their epochs, two cores", seconds)
+
+
+def images(s: Setting) -> Iterator[Table]:
+    train = s.split.train
+    parts = [Part(*(torch.cat([t] * n) for t in train)) for n in s.growth]
+    sides = {f"{len(part.labels):,} images": partial(_fit, part, EPOCH) for part in parts}
+    with _cores(1):
+        _fit(_first(train, 8), EPOCH)
+        yield compared("fit(), an epoch at batch 4, one core", alternate(sides, s.repeats))
+
+
+def recipes(s: Setting) -> Iterator[Table]:
+    recipe = replace(ORIGINAL, epochs=2)
+    sides = {f"runs: {n}": partial(_train_all, s, [recipe] * n) for n in s.growth}
+    with _cores(2):
+        seconds = alternate(sides, s.repeats)
+    yield compared("train_all, 2 epochs of each, processes included, two cores", seconds)
+
+
+def profiled(s: Setting) -> Iterator[Table]:
+    part = _first(s.split.train, PROFILE_STEPS * EPOCH.batch_size)
+    with _cores(1):
+        _fit(part, EPOCH)
+        usual = alternate({"": partial(_fit, part, EPOCH)}, s.repeats)[""]
+        with profile(activities=[ProfilerActivity.CPU]) as record:
+            [whole] = alternate({"": partial(_fit, part, EPOCH)}, 1)[""]
+    seconds = dict.fromkeys(GROUPS, 0.0)
+    for event in record.events():
+        outermost = event
+        while outermost.cpu_parent is not None:
+            outermost = outermost.cpu_parent
+        name = outermost.name.lower()
+        group = next(g for g, words in GROUPS.items() if any(word in name for word in words))
+        seconds[group] += event.self_cpu_time_total / 1e6
+    seconds["between operators: Python"] = whole - sum(seconds.values())
+    yield {
+        "title": f"Where a step at batch 4 goes (profiling: {whole / median(usual):.1f} times)",
+        "rows": [{"what": k, "share": f"{t / whole:.0%}"} for k, t in seconds.items()],
+        "values": seconds | {"profiled": whole, "usual": usual},
+    }
+
+
+def absolute(s: Setting) -> Iterator[Table]:
+    sides = {"load the prepared images": partial(dataset.load, s.source, dry_run=s.quick)}
+    for script in sorted(ROOT.glob("*.py")):
+        sides[f"{script.name} --help"] = partial(_python, script.name, "--help")
+        sides[f"import {script.stem}"] = partial(_python, "-c", f"import {script.stem}")
+    seconds = alternate(sides, s.repeats)
+    with tempfile.TemporaryDirectory() as folder:
+        command = ["train.py", "final", "--data", s.source, "--output-dir", folder]
+        command += ["--dry-run"] if s.quick else ["--epochs", "1"]
+        peak = int(_python("-c", PEAK, sys.executable, *command))
+    peak *= 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
+    rows = [
+        {"what": name, "median": f"{median(times):.2f} s", "spread": _spread(times)}
+        for name, times in seconds.items()
+    ]
+    memory = {"what": "memory, train.py final", "median": f"{peak / 1e6:.0f} MB", "spread": ""}
+    yield {
+        "title": "Absolute: this machine's seconds and megabytes",
+        "rows": [*rows, memory],
+        "values": seconds | {"peak bytes": peak},
+    }
+
+
+SECTIONS = {
+    "step": step,
+    "resnet": resnet,
+    "runs": runs,
+    "images": images,
+    "recipes": recipes,
+    "profile": profiled,
+    "absolute": absolute,
+}
+
+
+def alternate(sides: Sides, repeats: int) -> dict[str, list[float]]:
+    """Seconds that each side takes, in turn, `repeats` times."""
+    seconds = {name: [] for name in sides}
+    for _ in range(repeats):
+        for name, side in sides.items():
+            start = time.perf_counter()
+            side()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def compared(title: str, seconds: dict[str, list[float]]) -> Table:
+    """Each side's seconds over the first side's.
+
+    time: the median, and spread: the least and greatest, over the first side's median. in
+    turn: the least and greatest of what it took over what the first side took beside it.
+    """
+    first = next(iter(seconds.values()))
+    rows = [
+        {
+            "what": name,
+            "time": f"{median(times) / median(first):.2f}",
+            "spread": _spread([t / median(first) for t in times]),
+            "in turn": _spread([b / a for a, b in zip(first, times, strict=True)]),
+        }
+        for name, times in seconds.items()
+    ]
+    return {"title": title, "rows": rows, "values": seconds}
+
+
+def _spread(values: Sequence[float]) -> str:
+    return f"{min(values):.2f} to {max(values):.2f}"
+
+
+def _against_the_loop(s: Setting, recipe: Recipe, part: Part, title: str) -> Iterator[Table]:
+    """fit() and the reference, on one core, and on CUDA where there is any."""
+
+    def sides(part: Part, device: torch.device) -> Sides:
+        return {
+            "fit()": lambda: _fit(part, recipe, device),
+            "loop, 0 workers": lambda: _loop(part, recipe, device),
+            "loop, 2 workers": lambda: _loop(part, recipe, device, workers=2),
+        }
+
+    with _cores(1):
+        alternate(sides(_first(part, 8), CPU), 1)  # for the first step's imports
+        yield compared(f"{title}, one core", alternate(sides(part, CPU), s.repeats))
+    if torch.cuda.is_available():
+        cuda = torch.device("cuda")
+        alternate(sides(_first(part, 8), cuda), 1)
+        name = torch.cuda.get_device_name()
+        yield compared(f"{title}, {name}", alternate(sides(part, cuda), s.repeats))
+
+
+def _fit(part: Part, recipe: Recipe, device: torch.device = CPU) -> None:
+    network = _network(recipe)
+    training.fit(network, part, _first(part, 0), recipe, seed=0, device=device)
+
+
+def _loop(part: Part, recipe: Recipe, device: torch.device = CPU, workers: int = 0) -> None:
+    network = reference.plain(_network(recipe))
+    reference.train(network, reference.loader(part, recipe, workers), recipe, device)
+
+
+def _network(recipe: Recipe) -> models.Network:
+    return models.build(recipe.network, recipe.network_arguments(len(DEFAULT_CLASSES)), 0)
+
+
+def _train_all(s: Setting, recipes: Sequence[Recipe]) -> None:
+    """As train.py does on two cores, from the start of its processes to the last checkpoint."""
+    get_reusable_executor().shutdown()  # joblib keeps the last one's
+    runs = [experiment.Run(f"run{i}", recipe, 0) for i, recipe in enumerate(recipes)]
+    with tempfile.TemporaryDirectory() as folder:
+        how = {"device": "cpu", "jobs": min(2, len(runs)), "threads": 1}
+        for _ in experiment.train_all(runs, s.split, Path(folder), **how):
+            pass
+
+
+def _first(part: Part, n: int) -> Part:
+    return Part(part.images[:n], part.labels[:n])
+
+
+def _python(*arguments: str) -> str:
+    """What Python prints, run in the project's folder."""
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+
+
+@contextmanager
+def _cores(n: int) -> Iterator[None]:
+    """One thread, and where the system can do it n cores for this process and its own.
+
+    At batch 4 a second thread has next to nothing to do, and waits for it at full speed.
+    """
+    threads, cores = torch.get_num_threads(), None
+    torch.set_num_threads(1)
+    if hasattr(os, "sched_setaffinity"):
+        cores = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, sorted(cores)[:n])
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        if cores is not None:
+            os.sched_setaffinity(0, cores)
