@@ -18,6 +18,7 @@ from common import options, recipes
 
 RATES = [1e-10, 5e-5, 5e-4, 5e-3, 5e-2, 0.1, 0.5]  # both reports' sets together
 RANGE = (1e-7, 10.0)
+CLEAR = 0.1  # the fall of a range test's loss from which its suggestion means something
 
 
 def main(args):
@@ -113,14 +114,18 @@ def sweep(name, recipe, rates, split, examples, device, about, args):
 
 def row(result):
     loss = result["history"]["loss"]
-    text = f"{loss[0]:8.4f} {loss[-1]:8.4f}   " if loss else f"{'-':>8} {'-':>8}   "
+    text = f"{short(loss[0])} {short(loss[-1])}   " if loss else f"{'-':>8} {'-':>8}   "
     if result["diverged"]:
         return text + f"{'-':>8} {'-':>8} {'-':>6}"
     validation = result["validation"]
     return text + (
-        f"{result['history']['validation_loss'][-1]:8.4f}"
+        f"{short(result['history']['validation_loss'][-1])}"
         f" {validation['balanced_accuracy']:8.3f} {validation['g_mean']:6.3f}"
     )
+
+
+def short(loss):
+    return f"{loss:8.4f}" if loss < 100 else f"{loss:8.1e}"
 
 
 def new_network(recipe, split, seed):
@@ -149,6 +154,9 @@ def test_range(name, recipe, rates, split, examples, device, about, args):
         raise options.InputError(f"--range-test: {error}") from None
     print(f"\nRange test from {lowest:g} to {highest:g}, {len(test.losses):,} steps:")
     print(f"steepest descent (the suggested rate): {test.suggestion:.2g}")
+    fallen = 1 - min(test.smoothed) / test.smoothed[0]
+    if fallen < CLEAR:
+        print(f"but the loss fell by no more than {fallen:.0%}: that says little")
     print(f"edge of divergence: {f'{test.edge:.2g}' if test.edge else 'none met'}")
     folder = options.output_dir(args) / "figures"
     best = results.best_of_sweep(folder / f"lr_sweep_{name}.json", split, asdict(recipe))

@@ -28,12 +28,14 @@ from common import balance, dataset, experiment, models, training
 from common.dataset import Part, Split
 from common.options import DEFAULT_CLASSES, ROOT
 from common.recipes import ORIGINAL, REPORT_A, RESNET, Recipe
+from lr_sweep import RATES
 
 CPU = torch.device("cpu")
 EPOCH = replace(ORIGINAL, epochs=1)
 # Without cutout, of which torchvision has another kind.
 RESNET_EPOCH = replace(RESNET, epochs=1, augment=("flip", "crop"))
 RESNET_STEPS, PROFILE_STEPS = 10, 200
+SWEEP_EPOCHS = 4  # of 20
 SHORTER = 10  # report A's runs have a tenth of their epochs here
 # What an operator belongs to, by what stands in the name of the outermost one around it.
 GROUPS = {
@@ -98,6 +100,31 @@ def runs(s: Setting) -> Iterator[Table]:
         _loop(_first(s.split.train, 8), EPOCH)  # for the first step's imports
         seconds = alternate(sides, s.repeats)
     yield compared(f"Report A's seven runs, 1/{SHORTER} of their epochs, two cores", seconds)
+
+
+def sweep(s: Setting) -> Iterator[Table]:
+    recipes = [replace(ORIGINAL, epochs=SWEEP_EPOCHS, learning_rate=rate) for rate in RATES]
+    losses: dict[str, list[float]] = {}
+
+    def one_after_another() -> None:
+        losses["alone"] = [_fit(s.split.train, recipe) for recipe in recipes]
+
+    def together() -> None:
+        losses["together"] = _train_all(s, recipes)
+
+    sides = {"fit(), one after another": one_after_another, "together": together}
+    with _cores(2):
+        seconds = alternate(sides, s.repeats)
+    # Beyond a few times the loss of a guess it is chaos, where rounding decides.
+    pairs = [p for p in zip(*losses.values(), strict=True) if max(p) < 5]
+    apart = max(abs(a - b) / a for a, b in pairs)
+    table = compared(
+        f"lr_sweep.py's {len(RATES)} rates, {SWEEP_EPOCHS} epochs, two cores"
+        f" (losses {apart:.0e} apart)",
+        seconds,
+    )
+    table["values"] = {"seconds": table["values"], "losses": losses}
+    yield table
 
 
 def images(s: Setting) -> Iterator[Table]:
@@ -167,6 +194,7 @@ SECTIONS = {
     "step": step,
     "resnet": resnet,
     "runs": runs,
+    "sweep": sweep,
     "images": images,
     "recipes": recipes,
     "profile": profiled,
@@ -230,9 +258,13 @@ def _against_the_loop(s: Setting, recipe: Recipe, part: Part, title: str) -> Ite
         yield compared(f"{title}, {name}", alternate(sides(part, cuda), s.repeats))
 
 
-def _fit(part: Part, recipe: Recipe, device: torch.device = CPU) -> None:
-    network = _network(recipe)
-    training.fit(network, part, _first(part, 0), recipe, seed=0, device=device)
+def _fit(part: Part, recipe: Recipe, device: torch.device = CPU) -> float:
+    """The first epoch's loss; of one that diverges, as far as it was finite."""
+    alone = {"seeds": [0], "device": device}
+    (history,) = training.fit_together(
+        [_network(recipe)], [part], _first(part, 0), [recipe], **alone
+    )
+    return history.loss[0]
 
 
 def _loop(part: Part, recipe: Recipe, device: torch.device = CPU, workers: int = 0) -> None:
@@ -244,14 +276,17 @@ def _network(recipe: Recipe) -> models.Network:
     return models.build(recipe.network, recipe.network_arguments(len(DEFAULT_CLASSES)), 0)
 
 
-def _train_all(s: Setting, recipes: Sequence[Recipe]) -> None:
-    """As train.py does on two cores, from the start of its processes to the last checkpoint."""
+def _train_all(s: Setting, recipes: Sequence[Recipe]) -> list[float]:
+    """As train.py does on two cores, from the start of its processes to the last checkpoint.
+
+    Returns the first epoch's loss of each recipe.
+    """
     get_reusable_executor().shutdown()  # joblib keeps the last one's
     runs = [experiment.Run(f"run{i}", recipe, 0) for i, recipe in enumerate(recipes)]
     with tempfile.TemporaryDirectory() as folder:
         how = {"device": "cpu", "jobs": min(2, len(runs)), "threads": 1}
-        for _ in experiment.train_all(runs, s.split, Path(folder), **how):
-            pass
+        ended = dict(experiment.train_all(runs, s.split, Path(folder), **how))
+    return [ended[run]["history"]["loss"][0] for run in runs]
 
 
 def _first(part: Part, n: int) -> Part:

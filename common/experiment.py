@@ -49,7 +49,8 @@ def train(
     checkpoint. Where it can be, the runs are trained as one; "seconds" is then an equal part.
     """
     start = time.perf_counter()
-    torch.set_num_threads(threads)
+    # At a small network's batches two threads wait for each other longer than they work.
+    torch.set_num_threads(1 if runs[0].recipe.network == "simple-cnn" else threads)
     if deterministic:
         training.make_deterministic()
     recipe, classes, on = runs[0].recipe, len(split.classes), torch.device(device)
@@ -149,7 +150,8 @@ def train_all(
             yield run, result
     # Runs that are trained as one take less time, but not less than if some had no work.
     size = 1 if cluster else -(-len(runs) // jobs)
-    groups = _groups(missing, size)
+    # The longest first, so that none is left for one process when the others have ended.
+    groups = sorted(_groups(missing, size), key=_length, reverse=True)
     for run, (result, checkpoint) in _trained(groups, split, jobs, cluster, how):
         file = folder / f"{run.file}.pt"
         if checkpoint is None:
@@ -203,6 +205,15 @@ def _trained(
 
 def _job(group: Sequence[Run], split: Split, how: dict[str, Any]) -> list[tuple[Run, Outcome]]:
     return list(zip(group, train(group, split, **how), strict=True))
+
+
+def _length(group: Sequence[Run]) -> int:
+    """About how long a group takes, in epochs of the train images."""
+    recipe = group[0].recipe
+    larger = (
+        3 if recipe.resample in ("smote", "borderline-smote", "adasyn", "random-over") else 1
+    )
+    return recipe.epochs * (1 + recipe.copies) * larger * len(group)
 
 
 def _groups(runs: Sequence[Run], size: int) -> list[list[Run]]:

@@ -321,6 +321,9 @@ def recipes(
     return _save(figure, path)
 
 
+HEIGHT = 3.0  # of a sweep's axes, in losses before training
+
+
 def sweep_losses(
     path: Path, by_rate: dict[float, dict[str, Any]], start: float, title: str, caption: str
 ) -> Path:
@@ -329,20 +332,35 @@ def sweep_losses(
     axes = figure.subplots()
     shades = colormaps["viridis"](np.linspace(0, 0.9, len(by_rate)))
     for (rate, result), shade in zip(by_rate.items(), shades, strict=True):
-        curve = [start, *result["history"]["loss"]]
-        label = f"{rate:g} (diverged)" if result["diverged"] else f"{rate:g}"
-        axes.plot(curve, color=shade, marker="o", markersize=3, label=label)
-        if result["diverged"]:
-            axes.plot(len(curve) - 1, curve[-1], "x", color=shade, markersize=12)
+        losses = [start, *result["history"]["loss"]]
+        label = f"{rate:g}, diverged (x)" if result["diverged"] else f"{rate:g}"
+        _sweep_curve(axes, 0, losses, bool(result["diverged"]), start, shade, label)
     axes.set_yscale("log")
+    axes.set_ylim(top=HEIGHT * start)
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter("{x:g}")
     axes.tick_params(axis="y", which="minor", labelsize=7)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("epoch (0: before training)")
     axes.set_ylabel("mean training loss (nats), logarithmic")
-    axes.legend(title="learning rate", loc="upper left", bbox_to_anchor=(1, 1))
+    axes.legend(
+        title="learning rate\n(arrow: off the scale)", loc="upper left", bbox_to_anchor=(1, 1)
+    )
     return _save(figure, path)
+
+
+def _sweep_curve(
+    axes: Axes, first: int, losses: list[float], diverged: bool, start: float, shade: Any,
+    label: str | None,
+) -> None:  # fmt: skip
+    """A curve of losses from epoch `first`: arrows where it leaves the axes, x at its end."""
+    top = HEIGHT * start
+    epochs, values = np.arange(first, first + len(losses)), np.array(losses)
+    axes.plot(epochs, values.clip(max=top), color=shade, marker="o", markersize=3, label=label)
+    high = values >= top
+    axes.plot(epochs[high], values[high].clip(max=top * 0.97), "^", color=shade, markersize=8)
+    if diverged and losses:
+        axes.plot(epochs[-1], min(values[-1], top * 0.9), "x", color=shade, markersize=12)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def sweep_each(
@@ -355,22 +373,24 @@ def sweep_each(
 ) -> Path:
     """One picture for each learning rate, each with a linear axis of its own from 0."""
     columns = min(4, len(by_rate))
+    longest = max(1, *(len(result["history"]["loss"]) for result in by_rate.values()))
     rows = -(-len(by_rate) // columns)
     figure = _figure(2.6 * columns, 0.8 + 2.1 * rows, title, caption)
     grid = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes, (rate, result) in zip(grid, by_rate.items(), strict=False):
-        curve = result["history"]["loss"]
-        axes.plot(range(1, len(curve) + 1), curve, color=colour(0), marker="o", markersize=3)
-        if result["diverged"] and curve:
-            axes.plot(len(curve), curve[-1], "x", color=colour(5), markersize=12)
-        axes.set_title(f"{rate:g}: {verdicts[rate]}", fontsize=8)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_ylim(0, 1.1 * max([start, *curve]))
+        losses = result["history"]["loss"]
+        _sweep_curve(axes, 1, losses, bool(result["diverged"]), start, colour(0), None)
         axes.axhline(start, color="0.6", linestyle=":", linewidth=1)
+        axes.set_xlim(0.5, longest + 0.5)
+        axes.set_ylim(0, min(HEIGHT * start, 1.1 * max([start, *losses])))
+        axes.set_title(f"{rate:g}: {verdicts[rate]}", fontsize=8)
         axes.tick_params(labelsize=7)
     for axes in grid[len(by_rate) :]:
         axes.set_axis_off()
-    figure.supylabel("mean training loss (nats) by epoch; dotted: before training", fontsize=9)
+    figure.supylabel(
+        "mean training loss (nats) by epoch;\ndotted: before training, arrow: off the scale",
+        fontsize=8,
+    )
     return _save(figure, path)
 
 
@@ -395,7 +415,7 @@ def sweep_validation(
         if len(ended) < len(by_rate):
             axes.legend()
         axes.set_xscale("log")
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1 if "G-mean" in name else None)
         axes.set_xlabel("learning rate, logarithmic")
         axes.set_ylabel(name)
         axes.grid(alpha=0.3)

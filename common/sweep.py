@@ -18,6 +18,7 @@ from common.models import Network
 from common.recipes import Recipe
 
 HARDLY = 0.02  # of the loss before training: less than this is no movement
+SLOW = 1.5  # times the lowest last loss
 SMOOTHING = 1 / 30  # standard deviation of the range test's smoothing, as a share of its steps
 DIVERGED = 2.0  # times the lowest smoothed loss
 
@@ -44,9 +45,9 @@ def verdict(start: float, history: dict[str, Any], lowest: float) -> str:
 
     - diverges at step N: the loss of that step isn't finite.
     - too small, hardly moved: every epoch's loss is within 2% of start.
-    - unstable: the last loss is above start, or the loss rose from epoch to epoch by more than
-      half of what it fell.
-    - slow: the last loss is more than twice the lowest.
+    - unstable: an epoch's loss is above start, or the loss rose from epoch to epoch by more
+      than half of what it fell.
+    - slow: the last loss is more than 1.5 times the lowest.
     - converges: none of these.
     """
     if history["diverged_at"]:
@@ -56,9 +57,9 @@ def verdict(start: float, history: dict[str, Any], lowest: float) -> str:
         return "too small, hardly moved"
     changes = np.diff(curve)
     risen, fallen = changes.clip(min=0).sum(), -changes.clip(max=0).sum()
-    if curve[-1] > start or risen > fallen / 2:
+    if curve.max() > start or risen > fallen / 2:
         return "unstable"
-    return "slow" if curve[-1] > 2 * lowest else "converges"
+    return "slow" if curve[-1] > SLOW * lowest else "converges"
 
 
 def best_rate(by_rate: dict[float, dict[str, Any]]) -> float | None:
