@@ -200,17 +200,17 @@ def _read_cache(path: Path) -> tuple[Part, Part, str] | None:
 def _hold_out(train: Part, share: float, seed: int) -> tuple[Part, Part]:
     """A stratified `share` of the train part apart from the rest, each in its first order."""
     positions = np.arange(len(train.labels))
-    rest, held_out = positions, positions[:0]
-    if share:
-        try:
-            rest, held_out = train_test_split(
-                positions, test_size=share, random_state=seed, stratify=train.labels.numpy()
-            )
-        except ValueError as error:
-            raise InputError(f"--validation {share}: {error}") from None
-        missing = set(train.labels.tolist()) - set(train.labels[held_out].tolist())
-        if missing:
-            raise InputError(f"--validation {share}: too small to hold an image of each class")
+    if share == 0:
+        return train, Part(train.images[:0], train.labels[:0])
+    try:
+        rest, held_out = train_test_split(
+            positions, test_size=share, random_state=seed, stratify=train.labels.numpy()
+        )
+    except ValueError as error:
+        raise InputError(f"--validation {share}: {error}") from None
+    missing = set(train.labels.tolist()) - set(train.labels[held_out].tolist())
+    if missing:
+        raise InputError(f"--validation {share}: too small to hold an image of each class")
     rest, held_out = np.sort(rest), np.sort(held_out)
     return (
         Part(train.images[rest], train.labels[rest]),

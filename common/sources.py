@@ -179,7 +179,7 @@ def image_folder(root: Path, classes: Sequence[str]) -> Source:
     for part in PARTS:
         for entry in files[part]:
             stat = entry.stat()
-            relative = os.path.relpath(entry.path, root)
+            relative = entry.path.removeprefix(f"{root}{os.sep}")  # relpath takes 20 us a file
             stamps.update(f"{relative} {stat.st_size} {stat.st_mtime_ns}\n".encode())
 
     def take(part: str, positions: np.ndarray) -> np.ndarray:
