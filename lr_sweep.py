@@ -17,12 +17,17 @@ from pathlib import Path
 from common import options, recipes
 
 RATES = [1e-10, 5e-5, 5e-4, 5e-3, 5e-2, 0.1, 0.5]  # both reports' sets together
+EPOCHS = 20
 RANGE = (1e-7, 10.0)
 CLEAR = 0.1  # the fall of a range test's loss from which its suggestion means something
 
 
 def main(args):
     ((name, recipe),) = recipes.named([args.recipe], args).items()
+    if args.epochs != EPOCHS and not args.dry_run:
+        name += f"+epochs={args.epochs}"
+    usual = replace(recipe, epochs=recipes.RECIPES[args.recipe].epochs)
+    name += recipes.title(args.recipe, usual).removeprefix(args.recipe)
     rates = sorted(args.learning_rates)
     for rate, following in pairwise(rates):
         if rate == following:
@@ -215,5 +220,5 @@ if __name__ == "__main__":
         "--fresh", action="store_true", help="train also what ended before, from the start"
     )
     recipes.add_options(parser, without="learning_rate")
-    parser.set_defaults(validation=0.1, epochs=20)
+    parser.set_defaults(validation=0.1, epochs=EPOCHS)
     options.run(main, parser)

@@ -22,6 +22,8 @@ def main(args):
             print(fill(text, 80, subsequent_indent=" " * 24, break_on_hyphens=False))
         return
     chosen = recipes.named(args.recipes, args)
+    if not args.dry_run:  # it has a folder of its own
+        chosen = {recipes.title(name, recipe): recipe for name, recipe in chosen.items()}
     if args.validation == 0 and any(recipe.patience for recipe in chosen.values()):
         args.validation = 0.1  # early stopping selects, so it needs images to select by
 

@@ -150,8 +150,9 @@ def train_all(
             yield run, result
     # Runs that are trained as one take less time, but not less than if some had no work.
     size = 1 if cluster else -(-len(runs) // jobs)
-    # The longest first, so that none is left for one process when the others have ended.
-    groups = sorted(_groups(missing, size), key=_length, reverse=True)
+    groups = _groups(missing, size)
+    if jobs > 1:  # the longest first, so that none is left to one process at the end
+        groups.sort(key=_length, reverse=True)
     for run, (result, checkpoint) in _trained(groups, split, jobs, cluster, how):
         file = folder / f"{run.file}.pt"
         if checkpoint is None:

@@ -286,6 +286,23 @@ def differences(recipe: Recipe) -> str:
     return " ".join(words)
 
 
+def title(name: str, recipe: Recipe) -> str:
+    """The name of a recipe, with what sets it apart from the recipe of that name.
+
+    It names files, so that a trial doesn't replace the recipe's own.
+
+    >>> title("smote", replace(RECIPES["smote"], epochs=20))
+    'smote+epochs=20'
+    """
+    words = [name]
+    for each in fields(Recipe):
+        value = getattr(recipe, each.name)
+        if value != getattr(RECIPES[name], each.name):
+            values = value if isinstance(value, tuple) else (value,)
+            words.append(f"{each.name.replace('_', '-')}={','.join(map(str, values))}")
+    return "+".join(words)
+
+
 def named(names: Sequence[str], args: argparse.Namespace) -> dict[str, Recipe]:
     """The recipes of these names, with the options that were given in place of their values.
 

@@ -87,6 +87,28 @@ def test_seeds_of_one_recipe_are_trained_as_one_with_the_same_results(train, mon
         assert results[one.file]["history"]["loss"] == expected
 
 
+def test_side_by_side_the_longest_go_first_and_one_at_a_time_in_the_order_given(train):
+    short, long = run("short"), run("long", epochs=2)
+    copies = run("copies", copies=1, momentum=0.5)
+    assert list(train(short, long, copies)) == ["short", "long", "copies"]
+    lengths = [experiment._length([one]) for one in (short, long, copies)]
+    assert lengths == [1, 2, 2]
+    started = []
+
+    class Here:  # joblib's interface, without processes
+        def __init__(self, *_, **__): ...
+
+        def __call__(self, jobs):
+            for function, arguments, _ in jobs:
+                started.extend(one.name for one in arguments[0])
+                yield function(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(experiment.joblib, "Parallel", Here)
+        train(short, long, copies, jobs=2, fresh=True)
+    assert started == ["long", "copies", "short"]
+
+
 @pytest.mark.parametrize(
     ("runs", "size", "expected"),
     [

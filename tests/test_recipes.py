@@ -95,3 +95,11 @@ def test_the_reports_recipes():
     assert RECIPES["final"].epochs == RECIPES["final-all-data"].epochs == 20
     assert RECIPES["final-all-data"].train_on_test
     assert RECIPES["naive-100"].epochs == 100
+
+
+def test_a_changed_recipe_has_a_name_of_its_own():
+    changed = replace(RECIPES["tuned"], learning_rate=0.005, augment=("flip", "crop"))
+    assert recipes.title("tuned", changed) == "tuned+learning-rate=0.005+augment=flip,crop"
+    assert recipes.title("tuned", RECIPES["tuned"]) == "tuned"
+    names = {recipes.title("original", recipe) for recipe in RECIPES.values()}
+    assert len(names) == len(set(RECIPES.values()))
