@@ -13,7 +13,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from common import augment, balance, losses, optimizers
+from common import attacks, augment, balance, losses, optimizers
 from common.dataset import Part
 from common.models import Network, pixels, predict
 from common.recipes import Recipe
@@ -84,7 +84,7 @@ def fit(
     # The order has a generator of its own, so that networks with and without dropout, or
     # on different devices, see the same batches.
     order_of, pixels_of = _generator(seed), _generator(seed, device)
-    mix_of = np.random.default_rng(seed)
+    mix_of, attack_of = np.random.default_rng(seed), _generator(seed)
     with (
         torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
         tqdm(total=recipe.epochs * steps, desc=name, unit="step", disable=None) as bar,
@@ -100,6 +100,18 @@ def fit(
             for step, batch in enumerate(order.to(device).split(batch_size)):
                 y = labels[batch]
                 x = augment.augment(pixels(images[batch]), recipe, pixels_of)
+                if recipe.adversarial:
+                    # Against the network as it predicts: dropout off, BatchNorm's running
+                    # averages, which only the step below updates.
+                    x = attacks.pgd(
+                        network,
+                        x,
+                        y,
+                        epsilon=recipe.adversarial / 255,
+                        steps=recipe.adversarial_steps,
+                        stop=False,
+                        generator=attack_of,
+                    )
                 if recipe.mix != "none":
                     x, partners, shares = augment.mix(x, y, recipe, mix_of)
                 with torch.autocast(
