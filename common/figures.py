@@ -398,7 +398,7 @@ def noise_tradeoff(
     tradeoff: C -> a row of `robustness.noises`. least: the median norm of the smallest noise
     that fools, with C found by bisection; None where nothing was fooled. norm: L1 or L2.
     """
-    figure = _figure(7, 4.2, title, caption)
+    figure = _figure(7, 4.8, title, caption)
     left = figure.subplots()
     right = left.twinx()
     rows = tradeoff.values()
@@ -423,5 +423,6 @@ def noise_tradeoff(
     left.set_ylim(-0.03, 1.03)
     right.set_ylabel(f"median {norm} norm (pixel values, 0 to 1)")
     right.set_ylim(bottom=0)
-    figure.legend(handles=drawn, fontsize=8, loc="outside upper center", ncols=1)
+    # Above the axes: inside, any corner may hold a point.
+    left.legend(handles=drawn, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1.01))
     return _save(figure, path)

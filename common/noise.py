@@ -15,6 +15,7 @@ from common.models import pixels
 
 # Chosen on training images.
 STRIDE, INERTIA = 0.1, 0.8  # longest move of a value in the first step; share of the last move
+ROUND_SCALE = 0.7  # each round of the bisection has strides shorter by this factor
 LEAST_C = 1e-3  # bisection begins with the range from this share of the greatest useful C to it
 START_DEVIATION = 0.1  # of gaussian starts
 UNIVERSAL_STRIDE, UNIVERSAL_INERTIA = 0.1, 0.9  # the stride as a share of epsilon
@@ -87,10 +88,11 @@ def minimise(
     low = LEAST_C * high
     noise = _noise_start(x, start, generator)
     best, smallest = x.clone(), torch.full((len(x),), torch.inf, device=x.device)
-    for _ in range(rounds):
+    for turn in range(rounds):
+        stride = STRIDE * ROUND_SCALE**turn
         c = (low * high).sqrt()
         smaller = torch.zeros(len(x), dtype=torch.bool, device=x.device)
-        for logits, images in _descend(network, x, targets, noise, c, norm, steps):
+        for logits, images in _descend(network, x, targets, noise, c, norm, steps, stride):
             size = norms(images - x, 1 if norm == "l1" else 2).flatten()
             now = fools(logits, labels, targets) & (size < smallest)
             best[now], smallest[now] = images[now], size[now]
@@ -118,6 +120,7 @@ def _descend(
     c: torch.Tensor,
     norm: str,
     steps: int,
+    stride: float = STRIDE,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Logits and images of each step, from `noise` itself on."""
     previous = noise
@@ -125,8 +128,8 @@ def _descend(
         images = (x + noise).clamp(0, 1)
         logits, g = gradient(network, images, targets)
         yield logits, images
-        # A step's longest move is STRIDE, however steep the loss, and shrinks to 0.
-        rate = STRIDE * (1 - step / steps) / norms(g, torch.inf)
+        # A step's longest move is the stride, however steep the loss, and shrinks to 0.
+        rate = stride * (1 - step / steps) / norms(g, torch.inf)
         moved = noise + INERTIA * (noise - previous) - rate * g
         previous, noise = noise, proximal(moved, x, rate * c.view(-1, 1, 1, 1), norm)
 

@@ -96,8 +96,9 @@ def universal_rows(
     each: int = 2,
 ) -> dict[str, list[Cell]]:
     """Each noise, and the first `each` test images of each class with it."""
-    at = [(test.labels == k).nonzero().flatten()[:each] for k in range(len(classes))]
-    x = test.images[torch.cat(at)]
+    of_class = [(test.labels == k).nonzero().flatten() for k in range(len(classes))]
+    at = torch.cat([places[:each] for places in of_class])
+    x, true = test.images[at], [classes[k] for k in test.labels[at]]
     rows = {}
     for name, noise in learned.items():
         if noise is None:
@@ -105,8 +106,9 @@ def universal_rows(
         else:
             factor = 0.5 if name == "unbounded" else 128 / max(epsilon, 1)
         images = (x + noise).clamp(0, 1)
-        row = [(figures.noise_picture(noise[0], factor), f"noise x {factor:g}")]
-        titles = said(network, images, classes)
+        row = [(figures.noise_picture(noise[0], factor), f"the noise\nx {factor:g}")]
+        called = said(network, images, classes)
+        titles = [f"{is_a} called\n{words}" for is_a, words in zip(true, called, strict=True)]
         rows[name] = row + list(zip(images, titles, strict=True))
     return rows
 

@@ -249,7 +249,7 @@ BEST = replace(
     ema=0.995,
 )
 # Madry et al. 2018: every step trains on the images that PGD makes of its batch.
-ROBUST = replace(RESNET, epochs=20, loss="logit-adjusted", adversarial=4.0)
+ROBUST = replace(RESNET, epochs=15, loss="logit-adjusted", adversarial=4.0, adversarial_steps=2)
 RECIPES = {
     "baseline": replace(ORIGINAL, epochs=1),
     **REPORT_A,
