@@ -40,10 +40,10 @@ def main(args):
     pairs = robustness.class_pairs(args.pairs, classes)
     test = Part(models.pixels(split.test.images).to(device), split.test.labels.to(device))
     train = Part(*(values.to(device) for values in split.train))
-    for checkpoint in checkpoints.values():
+    for name, checkpoint in checkpoints.items():
         # channels_last: convolution is faster so, on CPUs too.
         checkpoint.network.to(memory_format=torch.channels_last)
-        robustness.correct(checkpoint.network, *test)
+        robustness.correct(checkpoint.network, *test, name)
     first, network = next((n, c.network) for n, c in checkpoints.items())
     targets = robustness.targets(args.target, test.labels, classes)
     chosen = robustness.sample(network, test, targets, args.images, args.seed)
@@ -140,94 +140,33 @@ def images(text):
 
 if __name__ == "__main__":
     parser = options.parser(__doc__)
-    add = parser.add_argument
-    add(
-        "checkpoints",
-        nargs="*",
-        type=Path,
-        metavar="CHECKPOINT",
-        help="of train.py or of the course (default: models/best.pt, else models/baseline.pt)",
-    )
-    add(
-        "--epsilons",
-        nargs="+",
-        type=epsilon,
-        metavar="E",
-        default=[0, 1, 2, 4, 8, 16, 32],
-        help="of FGSM and PGD, in 1/255 (default: 0 1 2 4 8 16 32)",
-    )
-    add(
-        "--l2-epsilons",
-        nargs="+",
-        type=l2_epsilon,
-        metavar="E",
-        default=[0.125, 0.25, 0.5, 1],
-        help="of PGD in the L2 norm, in pixel values (default: 0.125 0.25 0.5 1)",
-    )
-    add(
-        "--steps",
-        type=options.positive,
-        metavar="N",
-        default=20,
-        help="of PGD, each of 2.5 epsilon / N (default: %(default)s)",
-    )
-    add(
-        "--restarts",
-        type=options.positive,
-        metavar="N",
-        default=1,
-        help="random starts of PGD (default: %(default)s)",
-    )
-    add(
-        "--images",
-        type=images,
-        metavar="N",
-        default=30,
-        help="how many to optimise noise for, of each class alike, or all"
-        " (default: %(default)s)",
-    )
-    add(
-        "--norm",
-        choices=("l1", "l2"),
-        default="l1",
-        help="of the noise, which C weighs (default: %(default)s)",
-    )
-    add(
-        "--c",
-        type=options.rate,
-        metavar="C",
-        help="weight of the noise's norm (default: found for each image by bisection)",
-    )
-    add(
-        "--target",
-        metavar="CLASS",
-        help="of the optimised noise, one for all (default: each image's next class)",
-    )
-    add(
-        "--pairs",
-        nargs="+",
-        metavar="TRUE:TARGET",
-        help="drawn with optimised noise (default: the first class to each other one)",
-    )
-    add(
-        "--noise-steps",
-        type=options.positive,
-        metavar="N",
-        default=50,
-        help="of each of six bisections; with a fixed C twice as many (default: %(default)s)",
-    )
-    add(
-        "--epsilon",
-        type=epsilon,
-        metavar="E",
-        default=16,
-        help="bound of the noise for all images, in 1/255 (default: %(default)s)",
-    )
-    add(
-        "--universal-steps",
-        type=options.positive,
-        metavar="N",
-        default=60,
-        help="of 100 train images each, to learn it (default: %(default)s)",
-    )
+    for names, text, given in (
+        (["checkpoints"], "of train.py or of the course (default: models/best.pt, else"
+         " models/baseline.pt)", {"nargs": "*", "type": Path, "metavar": "CHECKPOINT"}),
+        (["--epsilons"], "of FGSM and PGD, in 1/255 (default: 0 1 2 4 8 16 32)",
+         {"nargs": "+", "type": epsilon, "metavar": "E", "default": [0, 1, 2, 4, 8, 16, 32]}),
+        (["--l2-epsilons"], "of PGD in the L2 norm, in pixel values (default: 0.125 0.25 0.5 1)",
+         {"nargs": "+", "type": l2_epsilon, "metavar": "E", "default": [0.125, 0.25, 0.5, 1]}),
+        (["--steps"], "of PGD, each of 2.5 epsilon / N (default: %(default)s)",
+         {"type": options.positive, "metavar": "N", "default": 20}),
+        (["--restarts"], "random starts of PGD (default: %(default)s)",
+         {"type": options.positive, "metavar": "N", "default": 1}),
+        (["--images"], "to optimise noise for, of each class alike; or all (default: %(default)s)",
+         {"type": images, "metavar": "N", "default": 30}),
+        (["--norm"], "of the optimised noise, which C weighs (default: %(default)s)",
+         {"choices": ("l1", "l2"), "default": "l1"}),
+        (["--c"], "that weight (default: found for each image by bisection)",
+         {"type": options.rate, "metavar": "C"}),
+        (["--target"], "of the optimised noise, one for all (default: each image's next class)",
+         {"metavar": "CLASS"}),
+        (["--pairs"], "of the figure of optimised noise (default: the first class to each other)",
+         {"nargs": "+", "metavar": "TRUE:TARGET"}),
+        (["--noise-steps"], "of each of six rounds of bisection; with a fixed C twice as many"
+         " (default: %(default)s)", {"type": options.positive, "metavar": "N", "default": 50}),
+        (["--epsilon"], "bound of the noise for all images, in 1/255 (default: %(default)s)",
+         {"type": epsilon, "metavar": "E", "default": 16}),
+        (["--universal-steps"], "to learn it, of 100 train images each (default: %(default)s)",
+         {"type": options.positive, "metavar": "N", "default": 60}),
+    ):  # fmt: skip
+        parser.add_argument(*names, help=text, **given)
     options.run(main, parser)

@@ -65,7 +65,8 @@ class Sweep:
     def as_dict(self) -> dict[str, Any]:
         """The numbers, for a result file."""
         outcomes = {strength: o.as_dict() for strength, o in self.outcomes.items()}
-        return {"how": self.how, "unit": self.unit, "seconds": self.seconds} | outcomes
+        about = {"how": self.how, "unit": self.unit, "seconds": self.seconds}
+        return about | {"outcomes": outcomes}
 
 
 def noise_norms(noise: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -74,13 +75,15 @@ def noise_norms(noise: torch.Tensor) -> dict[str, torch.Tensor]:
     return {name: flat.norm(p, dim=1) for name, p in NORMS.items()}
 
 
-def correct(network: nn.Module, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def correct(
+    network: nn.Module, x: torch.Tensor, labels: torch.Tensor, name: str = "the network"
+) -> torch.Tensor:
     """Which images (N,) the network gets right. Raises InputError where it is none."""
     right = logits_of(network, x).argmax(1) == labels
     if not right.any():
         raise InputError(
-            f"none of the {len(labels)} test images is classified right, so there is nothing"
-            " to attack; take another checkpoint"
+            f"{name} gets none of the {len(labels)} test images right, so there is nothing to"
+            " attack; take another checkpoint"
         )
     return right
 

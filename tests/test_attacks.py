@@ -495,7 +495,7 @@ def test_a_targeted_attack_counts_targets_reached(network, images):
 
 def test_no_image_that_is_right_is_named(network, images):
     x, y = images
-    with pytest.raises(InputError, match="none of the 24 test images"):
+    with pytest.raises(InputError, match="gets none of the 24"):
         robustness.correct(network, x, (y + 1) % 3)
 
 
