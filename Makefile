@@ -8,6 +8,7 @@ run: .venv/run.stamp
 	$(BIN)/python inspect_data.py
 	$(BIN)/python evaluate.py
 	$(BIN)/python train.py original
+	$(BIN)/python adversarial.py
 
 test: lint
 	$(BIN)/python -m pytest

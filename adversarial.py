@@ -148,7 +148,7 @@ if __name__ == "__main__":
         (["--l2-epsilons"], "of PGD in L2, in pixel values (default: 0.125 0.25 0.5 1)",
          {"nargs": "+", "type": l2_epsilon, "metavar": "E", "default": [0.125, 0.25, 0.5, 1]}),
         (["--steps"], "of PGD, each of 2.5 epsilon / N (default: %(default)s)",
-         {"type": options.positive, "metavar": "N", "default": 20}),
+         {"type": options.positive, "metavar": "N", "default": 10}),
         (["--restarts"], "random starts of PGD (default: %(default)s)",
          {"type": options.positive, "metavar": "N", "default": 1}),
         (["--images"], "to optimise noise for, or all (default: %(default)s, each class alike)",

@@ -105,7 +105,7 @@ def pgd(
     epsilon: float,
     targets: torch.Tensor | None = None,
     norm: str = "linf",
-    steps: int = 20,
+    steps: int = 10,
     step_size: float | None = None,
     restarts: int = 1,
     momentum: float = 0.0,
@@ -121,6 +121,8 @@ def pgd(
     worst point, where the loss that the attack raises is highest.
     """
     check(labels, targets, epsilon)
+    if epsilon == 0:
+        return x.clone()
     generator = generator or torch.Generator().manual_seed(0)
     step_size = 2.5 * epsilon / steps if step_size is None else step_size
     best, highest = x.clone(), torch.full((len(x),), -torch.inf, device=x.device)
