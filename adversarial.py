@@ -15,6 +15,10 @@ from textwrap import fill
 from common import options
 
 MODELS = options.ROOT / "models"
+SETTINGS = (
+    "epsilons", "l2_epsilons", "steps", "restarts", "images", "norm", "c", "target",
+    "noise_steps", "epsilon", "universal_steps",
+)  # fmt: skip
 
 
 def main(args):
@@ -106,6 +110,7 @@ def main(args):
         device=str(device),
         seconds=seconds,
         threads=torch.get_num_threads(),
+        settings={name: getattr(args, name) for name in SETTINGS},
         checkpoints={
             name: results.checkpoint_record(path, checkpoint)
             for path, (name, checkpoint) in zip(paths, checkpoints.items(), strict=True)
