@@ -241,6 +241,15 @@ def test_pgd_fools_just_beyond_the_boundary(norm):
         assert ((called != y) == fooled).all(), factor
 
 
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_only_noise_outside_the_ball_is_moved(norm):
+    inside = torch.tensor([0.3, -0.4]).view(1, 2, 1, 1)  # length 0.5
+    assert torch.equal(attacks._project(inside, 0.51, norm), inside)
+    moved = attacks._project(inside, 0.25, norm).flatten()
+    expected = [0.25, -0.25] if norm == "linf" else [0.15, -0.2]
+    assert torch.allclose(moved, torch.tensor(expected))
+
+
 def test_restarts_and_steps_leave_an_image_once_it_fools(network, images):
     x, y = images
     sizes = []
