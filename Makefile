@@ -10,6 +10,7 @@ run: .venv/run.stamp
 	$(BIN)/python evaluate.py
 	$(BIN)/python train.py original
 	$(BIN)/python lr_sweep.py --epochs 2
+	$(BIN)/python adversarial.py
 
 test: lint
 	$(BIN)/python -m pytest

@@ -17,19 +17,9 @@ def main(args):
     from common import figures, metrics, models, results, text
 
     device = options.device(args)
-    checkpoints = {}
-    for path in args.checkpoints:
-        name = path.stem
-        while name in checkpoints:
-            name += "+"
-        checkpoints[name] = models.load_checkpoint(path, device)
+    checkpoints = models.load_checkpoints(args.checkpoints, device)
     split = options.split(args)
-    for path, checkpoint in zip(args.checkpoints, checkpoints.values(), strict=True):
-        if checkpoint.classes != split.classes:
-            raise options.InputError(
-                f"{path}: its classes are {', '.join(checkpoint.classes)}, not"
-                f" {', '.join(split.classes)}; change --classes"
-            )
+    models.check_classes(args.checkpoints, checkpoints, split.classes)
 
     reports, seconds = {}, {}
     for name, checkpoint in options.progress(checkpoints.items(), "Evaluating"):
@@ -59,13 +49,7 @@ def main(args):
             seed=args.seed,
             device=str(device),
             seconds=seconds[name],
-            checkpoint={
-                "path": str(path),
-                "recipe": checkpoint.recipe,
-                "seed": checkpoint.seed,
-                "data": checkpoint.data,
-                "trained_on_test": checkpoint.trained_on_test,
-            },
+            checkpoint=results.checkpoint_record(path, checkpoint),
             report=report.as_dict(),
         )
     if len(reports) > 1:

@@ -298,3 +298,28 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> Checkpoin
         reason = str(error).splitlines()[0]
         raise InputError(f"{path}: not a checkpoint of this project: {reason}") from None
     return Checkpoint(network.to(device).eval(), **facts)
+
+
+def load_checkpoints(
+    paths: Sequence[Path], device: torch.device | str = "cpu"
+) -> dict[str, Checkpoint]:
+    """The checkpoints by their file's name; one of a name that is taken gets a + to it."""
+    checkpoints: dict[str, Checkpoint] = {}
+    for path in paths:
+        name = path.stem
+        while name in checkpoints:
+            name += "+"
+        checkpoints[name] = load_checkpoint(path, device)
+    return checkpoints
+
+
+def check_classes(
+    paths: Sequence[Path], checkpoints: dict[str, Checkpoint], classes: Sequence[str]
+) -> None:
+    """Raise InputError for a checkpoint with other classes than the images'."""
+    for path, checkpoint in zip(paths, checkpoints.values(), strict=True):
+        if checkpoint.classes != tuple(classes):
+            raise InputError(
+                f"{path}: its classes are {', '.join(checkpoint.classes)}, not"
+                f" {', '.join(classes)}; change --classes"
+            )

@@ -94,6 +94,11 @@ class Recipe:
     mix_share: float = option(0.5, up_to_1, "share of the steps that mix")
     mix_alpha: float = option(1.0, rate, "both parameters of the mixing weight's beta")
 
+    adversarial: float = option(
+        0.0, at_least_0, "train on PGD's images within this many 1/255 of each image; 0: don't"
+    )
+    adversarial_steps: int = option(3, positive, "PGD steps of adversarial")
+
     # What the loss weighs
     loss: str = option(
         "cross-entropy", str, "loss function",
@@ -139,6 +144,14 @@ class Recipe:
             (
                 (self.sampler == "weighted") != (self.sampler_weights is not None),
                 "--sampler weighted and --sampler-weights go together; give both or neither",
+            ),
+            (
+                self.adversarial > 255,
+                f"--adversarial {self.adversarial:g}: it counts 1/255; give 255 or less",
+            ),
+            (
+                self.adversarial > 0 and self.mix != "none",
+                f"--adversarial: mixed images have two labels; leave --mix {self.mix} out",
             ),
         ):
             if wrong:
@@ -235,6 +248,8 @@ BEST = replace(
     mix="cutmix",
     ema=0.995,
 )
+# Madry et al. 2018: every step trains on the images that PGD makes of its batch.
+ROBUST = replace(RESNET, epochs=15, loss="logit-adjusted", adversarial=4.0, adversarial_steps=2)
 RECIPES = {
     "baseline": replace(ORIGINAL, epochs=1),
     **REPORT_A,
@@ -244,6 +259,7 @@ RECIPES = {
     "resnet9": RESNET,
     "resnet9-logit-adjusted": replace(RESNET, loss="logit-adjusted"),
     "best": BEST,
+    "robust": ROBUST,
     "best-cuda": replace(BEST, width=64, epochs=100, precision="bfloat16"),
 }
 

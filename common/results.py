@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from common.dataset import Split
+    from common.models import Checkpoint
 
 LIBRARIES = ("torch", "torchvision", "numpy", "scikit-learn", "imbalanced-learn")
 
@@ -55,6 +56,17 @@ def data_record(split: Split) -> dict[str, Any]:
         "train_counts": split.train.counts(len(split.classes)),
         "validation_counts": split.validation.counts(len(split.classes)),
         "test_counts": split.test.counts(len(split.classes)),
+    }
+
+
+def checkpoint_record(path: Path, checkpoint: Checkpoint) -> dict[str, Any]:
+    """What a result file says of the checkpoint that was measured."""
+    return {
+        "path": str(path),
+        "recipe": checkpoint.recipe,
+        "seed": checkpoint.seed,
+        "data": checkpoint.data,
+        "trained_on_test": checkpoint.trained_on_test,
     }
 
 

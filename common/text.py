@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from textwrap import wrap
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from common.metrics import PER_CLASS, Interval, Report
 
 if TYPE_CHECKING:
     from common.dataset import Split
     from common.models import Checkpoint
+    from common.robustness import Sweep
 
 # From here a precision or recall is called high. Report A gives no figure.
 HIGH = 0.7
@@ -140,3 +141,76 @@ def caution(checkpoint: Checkpoint, split: Split) -> str:
             f" {checkpoint.data['source']}, fingerprint {trained_on}.)"
         )
     return ""
+
+
+def sweep(s: Sweep) -> str:
+    """Two tables of an attack, a row for each strength."""
+    width = max(map(len, (s.unit, *s.outcomes)))
+    share = "on aim" if s.targeted else "flipped"
+    lines = [
+        f"{s.unit:>{width}}  {'accuracy':20} {'balanced accuracy':20}"
+        f" {share:>7} {'L1':>6} {'L2':>5} {'Linf':>5}"
+    ]
+    for strength, o in s.outcomes.items():
+        r, norms = o.report, o.norms
+        lines.append(
+            f"{strength:>{width}}  {with_interval(r.accuracy, r.intervals['accuracy'])}"
+            f" {with_interval(r.balanced_accuracy, r.intervals['balanced_accuracy'])}"
+            f" {o.flipped / o.attacked:>7.1%} {norms['L1']:>6.1f} {norms['L2']:>5.2f}"
+            f" {norms['Linf']:.3f}"
+        )
+    lines.append("")
+    classes = next(iter(s.outcomes.values())).report.classes
+    titles = " ".join(f"{f'recall of {name}':20}" for name in classes)
+    lines.append(f"{s.unit:>{width}}  {titles}".rstrip())
+    for strength, o in s.outcomes.items():
+        r = o.report
+        cells = map(with_interval, r.recall, r.intervals["recall"])
+        lines.append(f"{strength:>{width}}  {' '.join(cells)}")
+    return "\n".join(lines)
+
+
+def sweeps_compared(found: dict[str, Sweep]) -> str:
+    """The same attack on several networks: accuracy and balanced accuracy at each strength."""
+    width = max(map(len, found))
+    lines = []
+    for metric in ("accuracy", "balanced_accuracy"):
+        strengths = next(iter(found.values())).outcomes
+        lines.append(f"{SUMMARIES[metric]}, at an epsilon (1/255) of")
+        lines.append(f"{'':{width}} " + "".join(f"{strength:>7}" for strength in strengths))
+        for name, s in found.items():
+            values = (getattr(o.report, metric) for o in s.outcomes.values())
+            lines.append(f"{name:{width}} " + "".join(f"{value:>7.3f}" for value in values))
+        lines.append("")
+    return "\n".join(lines[:-1])
+
+
+def noises(rows: dict[str, dict[str, Any]]) -> str:
+    """A line for each noise of `robustness.noises`."""
+    width = max(map(len, rows))
+    lines = [
+        f"{'':{width}}  {'called their target':27}"
+        f" {'L1':>7} {'L2':>6} {'Linf':>6} {'steps':>6} {'s':>6}"
+    ]
+    for name, row in rows.items():
+        share = with_interval(row["fooled"] / row["images"], row["interval"])
+        l1, l2, linf = ("-" if v is None else f"{v:.3f}" for v in row["medians"].values())
+        lines.append(
+            f"{name:{width}}  {row['fooled']:>4}: {share} {l1:>8} {l2:>6} {linf:>6}"
+            f" {row['evaluations']:>6} {row['seconds']:>6.1f}"
+        )
+    return "\n".join(lines)
+
+
+def universals(rows: dict[str, dict[str, Any]]) -> str:
+    """`comparison` of each part's reports, and how many predictions the noise changes."""
+    lines = []
+    for part in ("train", "test"):
+        reports = {name: row[part]["report"] for name, row in rows.items()}
+        n = sum(next(iter(reports.values())).support)
+        rates = ", ".join(
+            f"{name} {row[part]['fooling_rate']:.1%}" for name, row in list(rows.items())[1:]
+        )
+        lines += [f"On {n} {part} images:", comparison(reports)]
+        lines += [f"predictions changed: {rates}", ""]
+    return "\n".join(lines[:-1])

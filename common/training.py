@@ -18,7 +18,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from common import augment, balance, losses, models, optimizers
+from common import attacks, augment, balance, losses, models, optimizers
 from common.dataset import Part
 from common.models import Network, pixels, predict
 from common.recipes import Recipe
@@ -97,6 +97,7 @@ def can_train_together(recipe: Recipe, device: torch.device) -> bool:
         and recipe.precision == "float32"
         and not recipe.ema
         and not recipe.patience
+        and not recipe.adversarial
     )
 
 
@@ -209,6 +210,7 @@ def train_steps(
     order_of = [_generator(seed) for seed in seeds[: len(parts)]]
     pixels_of = [_generator(seed, device) for seed in seeds[: len(parts)]]
     mix_of = [np.random.default_rng(seed) for seed in seeds[: len(parts)]]
+    attack_of = _generator(seeds[0])
     changed = bool(recipe.augment) or recipe.mix != "none"
     if isinstance(network, models.SimpleCNN):
         network.dropout.generators = [_generator(seed, device) for seed in seeds]
@@ -227,6 +229,18 @@ def train_steps(
             if changed:
                 drawn = zip(x.split(batch.shape[1]), y, pixels_of, mix_of, strict=True)
                 x, partners, shares = _together([_changed(*one, recipe) for one in drawn])
+            if recipe.adversarial:
+                # Against the network as it predicts: dropout off, BatchNorm's running averages,
+                # which only the step below updates.
+                x = attacks.pgd(
+                    network,
+                    x,
+                    y[0],
+                    epsilon=recipe.adversarial / 255,
+                    steps=recipe.adversarial_steps,
+                    stop=False,
+                    generator=attack_of,
+                )
             if len(parts) > 1:
                 x = x.unflatten(0, batch.shape)
             with torch.autocast(

@@ -21,6 +21,9 @@ def drawn(path):
     counts = {"train": [30, 12, 6]}
     run = {"diverged": None, "report": report.as_dict()}
     compared = comparison.compare({"original": [run], "a-rather-long-name": [run]})
+    picture, about = PART.images[0] / 255, f"{SOURCE}; n = 48"
+    fooled = {"fooled": 4, "images": 4, "interval": (0.5, 1.0), "medians": {"L1": 8.0}}
+    missed = fooled | {"fooled": 0, "interval": (0.0, 0.5), "medians": {"L1": None}}
     return {
         "class_counts": lambda: figures.class_counts(path, counts, CLASSES, SOURCE),
         "class_shares": lambda: figures.class_shares(path, counts, CLASSES, SOURCE),
@@ -36,6 +39,21 @@ def drawn(path):
         ),
         "confusion": lambda: figures.confusion(path, report, "A title", SOURCE),
         "recipes": lambda: figures.recipes(path, compared, "G-mean", 1, f"{SOURCE}; n = 48"),
+        "attack_curves": lambda: figures.attack_curves(
+            path, {"FGSM": [report] * 3, "PGD": [report] * 3}, [0, 8, 32], "A title", about
+        ),
+        "picture_grid": lambda: figures.picture_grid(
+            path,
+            {
+                "car to truck": [(picture, "original\ncar 100%")] * 3,
+                "shorter": [(figures.noise_picture(picture - 0.5, 2, grey=True), "noise")],
+            },
+            "A title",
+            about,
+        ),
+        "noise_tradeoff": lambda: figures.noise_tradeoff(
+            path, {0.01: fooled, 0.1: missed}, 3.0, "L1", "A title", about
+        ),
         "loss": lambda: figures.loss(path, [2.0, 1.0], [2.5], "A title", f"{SOURCE}; n = 48"),
     }
 
@@ -113,3 +131,14 @@ def test_recipes_have_their_value_and_interval(figure_of):
     dots = [line.get_xdata() for line in axes.lines if len(line.get_xdata()) == 1]
     assert [tuple(bar) for bar in bars] == [tuple(r.intervals["g_mean"])] * 2
     assert dots == [[r.g_mean]] * 2
+
+
+def test_noise_is_shown_around_grey():
+    noise = torch.zeros(3, 2, 2)
+    noise[0, 0, 0], noise[1, 0, 1], noise[:, 1, 1] = 0.1, -0.9, 0.2
+    shown = figures.noise_picture(noise, 2)
+    assert torch.allclose(shown[0], torch.tensor([[0.7, 0.5], [0.5, 0.9]]))
+    assert torch.allclose(shown[1], torch.tensor([[0.5, 0.0], [0.5, 0.9]]))
+    grey = figures.noise_picture(noise, 3, grey=True)
+    assert torch.allclose(grey[0], torch.tensor([[0.6, 0.0], [0.5, 1.0]]))
+    assert torch.equal(grey[0], grey[1])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +19,7 @@ from common import models, recipes
 from common.options import ROOT
 from common.recipes import Recipe
 
-SCRIPTS = ("inspect_data.py", "evaluate.py", "train.py", "lr_sweep.py")
+SCRIPTS = ("inspect_data.py", "evaluate.py", "train.py", "lr_sweep.py", "adversarial.py")
 FIGURES = {
     "inspect_data.py": [
         f"inspect_data_{name}.png"
@@ -26,12 +28,17 @@ FIGURES = {
     "evaluate.py": ["evaluate_baseline_confusion.png"],
     "train.py": [f"train_original_{name}.png" for name in ("loss", "counts", "confusion")],
     "lr_sweep.py": [f"lr_sweep_original_{name}.png" for name in ("loss", "each", "validation")],
+    "adversarial.py": [
+        f"adversarial_best_{name}.png"
+        for name in ("epsilon", "tradeoff", "fgsm", "noise", "universal")
+    ],
 }
 RESULTS = {
     "inspect_data.py": "figures/inspect_data.json",
     "evaluate.py": "figures/evaluate_baseline.json",
     "train.py": "models/original.json",
     "lr_sweep.py": "figures/lr_sweep_original.json",
+    "adversarial.py": "figures/adversarial_best.json",
 }
 
 
@@ -174,6 +181,83 @@ def test_a_network_that_saw_the_test_images_is_called_out(in_process, tmp_path):
     assert result["checkpoint"]["trained_on_test"] is True
 
 
+ATTACK = ("--dry-run", "--data", "synthetic", "--threads", 1)
+
+
+def numbers_of(text):
+    """All numbers that a text prints with three decimals."""
+    return set(re.findall(r"(?<![\d.])\d+\.\d{3}(?!\d)", text))
+
+
+def saved_numbers(value):
+    """All numbers of a result file, as they would be printed."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        return set().union(*map(saved_numbers, value))
+    return {f"{value:.3f}"} if isinstance(value, int | float) else set()
+
+
+def test_attacked_networks_stand_beside_each_other(in_process, tmp_path):
+    for name, seed in (("one", 1), ("two", 2)):
+        network = models.build("simple-cnn", {"classes": 3}, seed)
+        torch.save({"model_state_dict": network.state_dict()}, tmp_path / f"{name}.pt")
+    command = ("adversarial.py", "one.pt", "two.pt", *ATTACK, "--output-dir")
+    done = in_process(*command, tmp_path / "a")
+    again = in_process(*command, tmp_path / "b")
+    assert done.returncode == 0, done.stderr
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    table = done.stdout.split("== PGD on each ==")[1].split("==")[0]
+    assert table.count("one ") == table.count("two ") == 2
+    assert (tmp_path / "a/figures/adversarial_one_networks.png").exists()
+    result, same = (
+        json.loads((tmp_path / name / "figures/adversarial_one.json").read_text())
+        for name in ("a", "b")
+    )
+    tables = done.stdout.split("==", 1)[1].rsplit(" s in all", 1)[0]
+    assert len(numbers_of(tables)) > 10
+    assert numbers_of(tables) <= saved_numbers(result)
+    for sweep in result["sweeps"]["one"].values():
+        for outcome in sweep["outcomes"].values():
+            assert outcome["attacked"] >= outcome["flipped"]
+    # At epsilon 0 an attack leaves the accuracy that stage 2 finds.
+    in_process("evaluate.py", "one.pt", *ATTACK, "--output-dir", tmp_path)
+    clean = json.loads((tmp_path / "figures/evaluate_one.json").read_text())["report"]
+    assert result["sweeps"]["one"]["PGD"]["outcomes"]["0"]["report"] == clean
+    assert result["universal"]["no noise"]["test"]["report"] == clean
+
+    def timeless(value):
+        if isinstance(value, dict):
+            return {k: timeless(v) for k, v in value.items() if k not in ("seconds", "command")}
+        return value
+
+    assert timeless(result) == timeless(same)
+    assert again.returncode == 0
+
+
+def test_without_best_the_baseline_is_attacked(in_process, tmp_path, monkeypatch):
+    (tmp_path / "models").mkdir()
+    shutil.copy(ROOT / "models/baseline.pt", tmp_path / "models")
+    monkeypatch.setattr("common.options.ROOT", tmp_path)
+    done = in_process("adversarial.py", *ATTACK, "--c", 0.1, "--target", "cat",
+                      "--pairs", "car:cat", "--norm", "l2")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "no models/best.pt: attacking models/baseline.pt" in done.stdout
+    figures = {path.name for path in (tmp_path / "dry-run/figures").iterdir()}
+    assert "adversarial_baseline_noise.png" in figures
+    assert "adversarial_baseline_tradeoff.png" not in figures
+    result = json.loads((tmp_path / "dry-run/figures/adversarial_baseline.json").read_text())
+    assert result["noise"]["zeros start"]["c"] == 0.1
+
+
+def test_a_network_that_is_never_right_is_named(in_process, monkeypatch):
+    wrong = torch.tensor([0.0, 0.0, 0.0, 1.0])
+    monkeypatch.setattr("common.robustness.logits_of", lambda _, x: wrong.expand(len(x), 4))
+    done = in_process("adversarial.py", ROOT / "models/baseline.pt", *ATTACK)
+    assert done.returncode == 2
+    assert is_one_line(done.stderr, "baseline gets none of the 32 test images right")
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -190,6 +274,15 @@ def test_a_network_that_saw_the_test_images_is_called_out(in_process, tmp_path):
         (["inspect_data.py", "--data", "nowhere"], ["--data nowhere", "synthetic"]),
         (["inspect_data.py", "--colour"], ["--colour", "--help"]),
         (["evaluate.py", "nothing.pt"], ["nothing.pt", "train.py makes one"]),
+        (["adversarial.py", "--epsilons", "-1"], ["--epsilons", "from 0 to 255"]),
+        (["adversarial.py", "--epsilon", "256"], ["--epsilon", "from 0 to 255"]),
+        (["adversarial.py", "--l2-epsilons", "1.5"], ["--l2-epsilons", "from 0 to 1"]),
+        (["adversarial.py", "--pairs", "cat:cat", *ATTACK], ["cat:cat", "true class"]),
+        (["adversarial.py", "--target", "dog", *ATTACK], ["--target dog", "car, truck, cat"]),
+        (["adversarial.py", "nothing.pt"], ["nothing.pt", "train.py makes one"]),
+        (["adversarial.py", ROOT / "models/baseline.pt", "--data", "synthetic",
+          "--train-counts", "1", "1", "1", "--test-counts", "1", "1", "1", "--classes",
+          "cat", "truck", "automobile"], ["baseline.pt", "cat, truck, car"]),
         (["evaluate.py", "--classes", "cat", "truck", "--data", "synthetic",
           "--train-counts", "1", "1", "--test-counts", "1", "1"],
          ["baseline.pt", "car, truck, cat", "cat, truck"]),
