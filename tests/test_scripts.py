@@ -45,7 +45,7 @@ RESULTS = {
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_dry_run(script, tmp_path, name):
     what = ["original"] if name == "train.py" else []
-    done = script(name, *what, "--dry-run", "--output-dir", tmp_path / "out")
+    done = script(name, *what, "--dry-run", "--threads", 1, "--output-dir", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     assert is_one_line(done.stderr, "GOING ON WITH SYNTHETIC IMAGES"), done.stderr
     assert "synthetic (drawings, not photographs)" in done.stdout
