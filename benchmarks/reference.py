@@ -68,16 +68,20 @@ def plain(network: Network) -> nn.Module:
 
     ResNet9 is already; SimpleCNN then takes images in [-1, 1], as `loader` gives them.
     """
-    net = deepcopy(network)
-    if not isinstance(net, SimpleCNN):
-        return net
+    if not isinstance(network, SimpleCNN):
+        return deepcopy(network)
+    dropout = network.dropout.p
     steps = OrderedDict(
-        conv1=net.conv1, relu1=nn.ReLU(), pool1=nn.MaxPool2d(2),
-        conv2=net.conv2, relu2=nn.ReLU(), pool2=nn.MaxPool2d(2), flatten=nn.Flatten(),
-        fc1=net.fc1, relu3=nn.ReLU(), dropout1=nn.Dropout(net.dropout.p),
-        fc2=net.fc2, relu4=nn.ReLU(), dropout2=nn.Dropout(net.dropout.p), fc3=net.fc3,
+        conv1=nn.Conv2d(3, 16, 5), relu1=nn.ReLU(), pool1=nn.MaxPool2d(2),
+        conv2=nn.Conv2d(16, 16, 5), relu2=nn.ReLU(), pool2=nn.MaxPool2d(2),
+        flatten=nn.Flatten(),
+        fc1=nn.Linear(400, 120), relu3=nn.ReLU(), dropout1=nn.Dropout(dropout),
+        fc2=nn.Linear(120, 84), relu4=nn.ReLU(), dropout2=nn.Dropout(dropout),
+        fc3=nn.Linear(84, network.fc3.out_features),
     )  # fmt: skip
-    return nn.Sequential(steps)
+    net = nn.Sequential(steps)
+    net.load_state_dict(network.state_dict())
+    return net
 
 
 def train(

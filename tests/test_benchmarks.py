@@ -110,15 +110,16 @@ def test_sides_take_turns():
     assert {name: len(times) for name, times in seconds.items()} == {"a": 2, "b": 2}
 
 
-def test_all_sections_write_json_and_markdown(script, tmp_path):
-    done = script("benchmarks/run.py", "--quick", "--output-dir", tmp_path / "out")
+def test_sections_write_json_and_markdown(script, tmp_path):
+    names = ["step", "resnet", "images", "profile"]  # those without processes of their own
+    done = script("benchmarks/run.py", *names, "--quick", "--output-dir", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert max(map(len, done.stdout.splitlines())) <= 80
     markdown = (tmp_path / "out/results.md").read_text()
     assert markdown.strip() in done.stdout
     result = json.loads((tmp_path / "out/results.json").read_text())
-    assert list(result["sections"]) == list(sections.SECTIONS)
+    assert list(result["sections"]) == names
     for tables in result["sections"].values():
         for table in tables:
             assert f"## {table['title']}" in markdown
@@ -127,7 +128,6 @@ def test_all_sections_write_json_and_markdown(script, tmp_path):
     shares = [int(row["share"].rstrip("%")) for row in profile["rows"]]
     assert 95 <= sum(shares) <= 105
     assert min(shares[:2]) > 5  # convolutions and fully connected layers
-    assert result["sections"]["absolute"][0]["values"]["peak bytes"] > 200e6
 
 
 def test_an_unknown_section_is_one_line(script):

@@ -336,8 +336,9 @@ def test_help_loads_nothing_heavy():
 def test_an_interrupted_run_ends_in_one_line(tmp_path):
     """Ctrl-C while training: the checkpoint of the finished recipe stays."""
     process = subprocess.Popen(
-        [sys.executable, "-u", ROOT / "train.py", "baseline", "original", "--data", "synthetic",
-         "--dry-run", "--threads", "1", "--output-dir", tmp_path],
+        [sys.executable, "-u", ROOT / "train.py", "baseline", "naive-100",
+         "--data", "synthetic", "--train-counts", "60", "20", "20", "--test-counts", "12", "4",
+         "4", "--threads", "1", "--output-dir", tmp_path],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     for line in process.stdout:
@@ -348,7 +349,7 @@ def test_an_interrupted_run_ends_in_one_line(tmp_path):
     assert process.returncode == 130
     assert is_one_line(errors.lstrip("\n"), "train.py: stopped", "what was finished is saved")
     assert (tmp_path / "models/baseline.pt").exists()
-    assert not (tmp_path / "models/original.pt").exists()
+    assert not (tmp_path / "models/naive-100.pt").exists()
     assert not [path for path in (tmp_path / "models").iterdir() if path.name[0] == "."]
 
 
