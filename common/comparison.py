@@ -75,7 +75,10 @@ def compare(results: dict[str, Sequence[dict[str, Any]]]) -> dict[str, dict[str,
             compared[name][metric] = Summary(
                 mean=float(v.mean()),
                 deviation=float(v.std(ddof=1)) if several else None,
-                interval=t_interval(v) if several else tuple(image_interval),
+                # Every metric lies between 0 and 1, which Student's t doesn't know.
+                interval=tuple(
+                    np.clip(t_interval(v), 0, 1).tolist() if several else image_interval
+                ),
                 difference=float((v - reference).mean()),
                 p=p if several else None,
             )

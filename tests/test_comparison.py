@@ -36,6 +36,13 @@ def test_mean_deviation_and_interval_over_seeds():
     assert summary.interval == pytest.approx(expected)
 
 
+def test_an_interval_stays_within_what_a_metric_can_be():
+    runs = {"plain": [result(n, seed) for seed, n in enumerate((0, 0, 0, 0, 60))]}
+    low, high = comparison.compare(runs)["plain"]["accuracy"].interval
+    assert 0 < low < 1
+    assert high == 1.0
+
+
 def test_differences_are_paired_with_the_first_recipe():
     runs = results(plain=40, same=40, better=10)
     compared = comparison.compare(runs)
