@@ -340,6 +340,8 @@ def test_an_interrupted_run_ends_in_one_line(tmp_path):
          "--data", "synthetic", "--train-counts", "60", "20", "20", "--test-counts", "12", "4",
          "4", "--threads", "1", "--output-dir", tmp_path],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # A shell's background job ignores Ctrl-C, and so would this process after it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     for line in process.stdout:
         if line.startswith("saved") and "baseline_confusion" in line:
