@@ -62,19 +62,10 @@ def sweep(name, recipe, rates, split, examples, device, about, args):
         experiment.Run(f"{name}-lr{rate:g}", replace(recipe, learning_rate=rate), args.seed)
         for rate in rates
     ]
-    jobs, threads = options.share_out(args, device, len(runs))
+    how = options.how_to_train(args, device, len(runs))
     root = options.output_dir(args)
     print(f"{len(rates)} learning rates, {recipe.epochs} epochs each, on {device}", flush=True)
-    trained = experiment.train_all(
-        runs,
-        split,
-        root / "models",
-        device=str(device),
-        jobs=jobs,
-        threads=threads,
-        fresh=args.fresh,
-    )
-    ended = dict(trained)
+    ended = dict(experiment.train_all(runs, split, root / "models", **how))
     by_rate = {run.recipe.learning_rate: ended[run] for run in runs}
     start = start_loss(new_network(recipe, split, args.seed), examples, recipe, args.seed)
     finite = [r["history"]["loss"][-1] for r in by_rate.values() if not r["diverged"]]
@@ -141,7 +132,7 @@ def new_network(recipe, split, seed):
 
 def test_range(name, recipe, rates, split, examples, device, about, args):
     from common import figures, results, training
-    from common.sweep import range_test
+    from common.sweep import best_of_sweep, range_test
 
     start = time.perf_counter()
     lowest, highest = RANGE
@@ -164,7 +155,7 @@ def test_range(name, recipe, rates, split, examples, device, about, args):
         print(f"but the loss fell by no more than {fallen:.0%}: that says little")
     print(f"edge of divergence: {f'{test.edge:.2g}' if test.edge else 'none met'}")
     folder = options.output_dir(args) / "figures"
-    best = results.best_of_sweep(folder / f"lr_sweep_{name}.json", split, asdict(recipe))
+    best = best_of_sweep(folder / f"lr_sweep_{name}.json", split, asdict(recipe))
     if best is None:
         print(f"To compare with a sweep, first run: python lr_sweep.py {name}")
     else:
@@ -209,16 +200,7 @@ if __name__ == "__main__":
         action="store_true",
         help=f"instead, one pass at rates that grow from {RANGE[0]:g} to {RANGE[1]:g}",
     )
-    parser.add_argument(
-        "--jobs",
-        type=options.positive,
-        metavar="N",
-        help="processes, which share the CPU threads (default: as many as there are cores;"
-        " 1 on CUDA)",
-    )
-    parser.add_argument(
-        "--fresh", action="store_true", help="train also what ended before, from the start"
-    )
+    options.add_training(parser)
     recipes.add_options(parser, without="learning_rate")
     parser.set_defaults(validation=0.1, epochs=EPOCHS)
     options.run(main, parser)

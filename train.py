@@ -35,23 +35,13 @@ def main(args):
         balance.check(recipe, split.train.counts(len(split.classes)), split.classes)
     seeds = range(args.seed, args.seed + args.seeds)
     runs = [experiment.Run(name, chosen[name], seed) for name in chosen for seed in seeds]
-    jobs, threads = options.share_out(args, device, len(runs))
+    how = options.how_to_train(args, device, len(runs))
     root = options.output_dir(args)
     print(f"Images: {split.source}\nFingerprint: {split.fingerprint}")
-    print(f"Runs: {len(runs)}, {jobs} at a time, on {device}", flush=True)
+    print(f"Runs: {len(runs)}, {how['jobs']} at a time, on {device}", flush=True)
 
     ended = {}
-    for run, result in experiment.train_all(
-        runs,
-        split,
-        root / "models",
-        device=str(device),
-        jobs=jobs,
-        threads=threads,
-        cluster=args.cluster,
-        fresh=args.fresh,
-        deterministic=args.deterministic,
-    ):
+    for run, result in experiment.train_all(runs, split, root / "models", **how):
         ended[run] = result
         show(run, result, split, root, full=len(runs) == 1)
     if len(chosen) < 2 and args.seeds == 1:
@@ -179,25 +169,6 @@ if __name__ == "__main__":
         metavar="N",
         help="runs of each recipe, with seeds from --seed on (default: %(default)s)",
     )
-    parser.add_argument(
-        "--jobs",
-        type=options.positive,
-        metavar="N",
-        help="runs at a time, which share the CPU threads (default: as many as there are cores;"
-        " 1 on CUDA)",
-    )
-    parser.add_argument(
-        "--cluster",
-        metavar="tcp://HOST:PORT",
-        help="send the runs to this dask scheduler (needs pip install distributed)",
-    )
-    parser.add_argument(
-        "--fresh", action="store_true", help="train also what ended before, from the start"
-    )
-    parser.add_argument(
-        "--deterministic",
-        action="store_true",
-        help="the same bits from run to run on CUDA too, where it costs time",
-    )
+    options.add_training(parser)
     recipes.add_options(parser)
     options.run(main, parser)

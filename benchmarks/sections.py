@@ -138,7 +138,9 @@ def images(s: Setting) -> Iterator[Table]:
 
 def recipes(s: Setting) -> Iterator[Table]:
     recipe = replace(ORIGINAL, epochs=2)
-    sides = {f"runs: {n}": partial(_train_all, s, [recipe] * n) for n in s.growth}
+    # Other momenta, so that they aren't trained as one.
+    several = [replace(recipe, momentum=0.9 - i / 100) for i in range(max(s.growth))]
+    sides = {f"runs: {n}": partial(_train_all, s, several[:n]) for n in s.growth}
     with _cores(2):
         seconds = alternate(sides, s.repeats)
     yield compared("train_all, 2 epochs of each, processes included, two cores", seconds)

@@ -1,4 +1,4 @@
-"""SimpleCNN's convolution, ReLU and pooling as one compiled step, for training on CPUs.
+"""SimpleCNN's convolution, ReLU and pooling as one compiled step on CPUs.
 
 kernels.c is compiled once for this machine, into `data/`. Where no C compiler is found, and for
 all that the compiled step isn't written for, PyTorch's own operators do the same.

@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     import torch
@@ -179,18 +179,51 @@ def device(args: argparse.Namespace) -> torch.device:
     return torch.device(name)
 
 
-def share_out(args: argparse.Namespace, device: torch.device, runs: int) -> tuple[int, int]:
-    """How many runs go at a time, and how many CPU threads each has.
+def add_training(parser: argparse.ArgumentParser) -> None:
+    """The options of scripts that train: `how_to_train` reads them."""
+    group = parser.add_argument_group("training")
+    group.add_argument(
+        "--jobs",
+        type=positive,
+        metavar="N",
+        help="runs at a time, which share the CPU threads (default: as many as there are cores;"
+        " 1 on CUDA)",
+    )
+    group.add_argument(
+        "--cluster",
+        metavar="tcp://HOST:PORT",
+        help="send the runs to this dask scheduler (needs pip install distributed)",
+    )
+    group.add_argument(
+        "--fresh", action="store_true", help="train also what ended before, from the start"
+    )
+    group.add_argument(
+        "--deterministic",
+        action="store_true",
+        help="the same bits from run to run on CUDA too, where it costs time",
+    )
 
-    It follows from the command alone, not from what is still to do, because another number of
-    threads can change the last bits of a result.
+
+def how_to_train(args: argparse.Namespace, device: torch.device, runs: int) -> dict[str, Any]:
+    """What `experiment.train_all` is told beside the runs, the images and the folder.
+
+    How many runs go at a time, and how many CPU threads each has, follows from the command
+    alone, not from what is still to do: another number of threads can change the last bits of
+    a result.
     """
     from joblib import cpu_count
 
     cores = args.threads or cpu_count()
     jobs = args.jobs or (cores if device.type == "cpu" else 1)
     jobs = min(jobs, runs)
-    return jobs, max(1, cores // jobs)
+    return {
+        "device": str(device),
+        "jobs": jobs,
+        "threads": max(1, cores // jobs),
+        "cluster": args.cluster,
+        "fresh": args.fresh,
+        "deterministic": args.deterministic,
+    }
 
 
 def split(args: argparse.Namespace) -> Split:

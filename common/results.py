@@ -84,16 +84,3 @@ def save_result(
     }
     with replacing(path) as unfinished:
         unfinished.write_text(json.dumps(record | values, indent=2, allow_nan=False) + "\n")
-
-
-def best_of_sweep(path: Path, split: Split, recipe: dict[str, Any]) -> float | None:
-    """The best rate of a learning-rate sweep kept at `path`, if it was of this recipe, at
-    whatever rate and length, on these images."""
-    try:
-        kept = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None
-    free = {"learning_rate": None, "epochs": None}
-    wanted = json.loads(json.dumps({"data": data_record(split), "recipe": recipe | free}))
-    same = {"data": kept.get("data"), "recipe": kept.get("recipe", {}) | free} == wanted
-    return kept.get("best_rate") if same else None

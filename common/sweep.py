@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,8 +14,8 @@ import torch
 from scipy.ndimage import gaussian_filter1d
 from tqdm import tqdm
 
-from common import balance, losses, models, training
-from common.dataset import Part
+from common import balance, losses, models, results, training
+from common.dataset import Part, Split
 from common.models import Network
 from common.recipes import Recipe
 
@@ -70,6 +72,21 @@ def best_rate(by_rate: dict[float, dict[str, Any]]) -> float | None:
         if not result["diverged"]
     }
     return max(scores, key=scores.get, default=None)
+
+
+def best_of_sweep(path: Path, split: Split, recipe: dict[str, Any]) -> float | None:
+    """The best rate of a learning-rate sweep kept at `path`, if it was of this recipe, at
+    whatever rate and length, on these images."""
+    try:
+        kept = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    free = {"learning_rate": None, "epochs": None}
+    wanted = json.loads(
+        json.dumps({"data": results.data_record(split), "recipe": recipe | free})
+    )
+    same = {"data": kept.get("data"), "recipe": kept.get("recipe", {}) | free} == wanted
+    return kept.get("best_rate") if same else None
 
 
 @dataclass(frozen=True)
