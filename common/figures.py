@@ -381,7 +381,7 @@ def sweep_each(
         losses = result["history"]["loss"]
         _sweep_curve(axes, 1, losses, bool(result["diverged"]), start, colour(0), None)
         axes.axhline(start, color="0.6", linestyle=":", linewidth=1)
-        axes.set_xlim(0.5, longest + 0.5)
+        axes.set_xlim(0, longest + 1)  # a mark in the first epoch is whole
         axes.set_ylim(0, min(HEIGHT * start, 1.1 * max([start, *losses])))
         axes.set_title(f"{rate:g}: {verdicts[rate]}", fontsize=8)
         axes.tick_params(labelsize=7)

@@ -118,11 +118,8 @@ class SimpleCNN(Network):
     def features(self, x: torch.Tensor) -> torch.Tensor:
         x = conv_relu_pool(x, self.conv1.weight, self.conv1.bias)  # (N, 16, 14, 14)
         x = conv_relu_pool(x, self.conv2.weight, self.conv2.bias)  # (N, 16, 5, 5)
-        x = self._hidden(x.flatten(-3), self.fc1)
-        return self._hidden(x, self.fc2)
-
-    def _hidden(self, x: torch.Tensor, layer: Linear) -> torch.Tensor:
-        return self.dropout(F.relu(layer(x)))
+        x = self.dropout(F.relu(self.fc1(x.flatten(-3))))
+        return self.dropout(F.relu(self.fc2(x)))
 
 
 class Dropout(nn.Dropout):
