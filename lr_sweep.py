@@ -67,7 +67,9 @@ def sweep(name, recipe, rates, split, examples, device, about, args):
     print(f"{len(rates)} learning rates, {recipe.epochs} epochs each, on {device}", flush=True)
     ended = dict(experiment.train_all(runs, split, root / "models", **how))
     by_rate = {run.recipe.learning_rate: ended[run] for run in runs}
-    start = start_loss(new_network(recipe, split, args.seed), examples, recipe, args.seed)
+    start = start_loss(
+        new_network(recipe, split, args.seed), examples, recipe, seed=args.seed, device=device
+    )
     finite = [r["history"]["loss"][-1] for r in by_rate.values() if not r["diverged"]]
     lowest = min(finite, default=start)
     verdicts = {

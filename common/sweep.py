@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import math
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import torch
 from scipy.ndimage import gaussian_filter1d
 from tqdm import tqdm
 
-from common import balance, losses, models, results, training
+from common import results, training
 from common.dataset import Part, Split
 from common.models import Network
 from common.recipes import Recipe
@@ -25,18 +26,17 @@ SMOOTHING = 1 / 30  # standard deviation of the range test's smoothing, as a sha
 DIVERGED = 2.0  # times the lowest smoothed loss
 
 
-def start_loss(network: Network, examples: Part, recipe: Recipe, seed: int) -> float:
-    """The recipe's loss on what the first epoch draws, before any step (without dropout)."""
-    classes = network.last.out_features
-    order = balance.epoch_order(
-        examples.labels, recipe, 0, classes, torch.Generator().manual_seed(seed)
+def start_loss(
+    network: Network, examples: Part, recipe: Recipe, *, seed: int, device: torch.device
+) -> float:
+    """The mean loss of the first epoch's steps at rate 0: with its draws, dropout and mixing,
+    as the epochs' losses have them. `network` stays as it is."""
+    still = copy.deepcopy(network).to(device, memory_format=torch.channels_last)
+    steps = -(-len(examples.labels) // recipe.batch_size)
+    found = training.train_steps(
+        still, [examples], recipe, lambda step: [0.0], seeds=[seed], device=device
     )
-    counts = torch.bincount(examples.labels, minlength=classes)
-    prior = balance.class_shares(counts, recipe, 0).float()
-    logits, y = models.predict(network, examples.images)[order], examples.labels[order]
-    loss = losses.make(recipe, counts, prior)
-    weights = losses.class_weights(recipe, counts) if recipe.reweight_from == 0 else None
-    return losses.weighted_mean(loss(logits, y), y, weights).item()
+    return torch.cat(list(itertools.islice(found, steps))).mean().item()
 
 
 def verdict(start: float, history: dict[str, Any], lowest: float) -> str:
@@ -47,8 +47,8 @@ def verdict(start: float, history: dict[str, Any], lowest: float) -> str:
 
     - diverges at step N: the loss of that step isn't finite.
     - too small, hardly moved: every epoch's loss is within 2% of start.
-    - unstable: an epoch's loss is above start, or the loss rose from epoch to epoch by more
-      than half of what it fell.
+    - unstable: an epoch's loss is more than 2% above start, or the loss rose from epoch to
+      epoch by more than half of what it fell.
     - slow: the last loss is more than 1.5 times the lowest.
     - converges: none of these.
     """
@@ -59,7 +59,7 @@ def verdict(start: float, history: dict[str, Any], lowest: float) -> str:
         return "too small, hardly moved"
     changes = np.diff(curve)
     risen, fallen = changes.clip(min=0).sum(), -changes.clip(max=0).sum()
-    if curve.max() > start or risen > fallen / 2:
+    if curve.max() > (1 + HARDLY) * start or risen > fallen / 2:
         return "unstable"
     return "slow" if curve[-1] > SLOW * lowest else "converges"
 
