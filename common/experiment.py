@@ -94,6 +94,7 @@ def _outcome(
         "examples": examples.counts(classes),
         "drawn": training.first_draw(examples, recipe, classes, run.seed),
         "trained_on_test": recipe.train_on_test,
+        "precision": training.precision(recipe, device),
         "history": asdict(history),
     }
     try:

@@ -67,8 +67,9 @@ class Recipe:
         "stop after so many epochs without a better validation G-mean; 0: don't",
     )
     precision: str = option(
-        "float32", str, "bfloat16: mixed precision in forward passes", "float32", "bfloat16"
-    )
+        "float32", str, "bfloat16: mixed precision in forward passes; auto: where it is faster",
+        "auto", "float32", "bfloat16",
+    )  # fmt: skip
 
     # What an epoch sees
     copies: int = option(0, whole_number, "transformed copies of each image, made beforehand")
@@ -179,6 +180,7 @@ RESNET = Recipe(
     nesterov=True,
     weight_decay=5e-4,
     schedule="one-cycle",
+    precision="auto",
     augment=("flip", "crop", "cutout"),
 )
 
@@ -249,7 +251,14 @@ BEST = replace(
     ema=0.995,
 )
 # Madry et al. 2018: every step trains on the images that PGD makes of its batch.
-ROBUST = replace(RESNET, epochs=15, loss="logit-adjusted", adversarial=4.0, adversarial_steps=2)
+ROBUST = replace(
+    RESNET,
+    epochs=15,
+    precision="float32",
+    loss="logit-adjusted",
+    adversarial=4.0,
+    adversarial_steps=2,
+)
 RECIPES = {
     "baseline": replace(ORIGINAL, epochs=1),
     **REPORT_A,
@@ -260,7 +269,7 @@ RECIPES = {
     "resnet9-logit-adjusted": replace(RESNET, loss="logit-adjusted"),
     "best": BEST,
     "robust": ROBUST,
-    "best-cuda": replace(BEST, width=64, epochs=100, precision="bfloat16"),
+    "best-cuda": replace(BEST, width=64, epochs=100),
 }
 
 

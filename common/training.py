@@ -57,6 +57,21 @@ def first_draw(examples: Part, recipe: Recipe, classes: int, seed: int) -> list[
     return torch.bincount(examples.labels[order], minlength=classes).tolist()
 
 
+def precision(recipe: Recipe, device: torch.device) -> str:
+    """The precision of forward passes: what the recipe says, or what is faster on the device.
+
+    bfloat16 is faster where it has hardware of its own: on a CPU AMX, nearly twice for a
+    ResNet9. A CPU without it emulates bfloat16 and gets slower.
+    """
+    if recipe.precision != "auto":
+        return recipe.precision
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = device.type == "cpu" and _cpu_capabilities().get("amx_bf16")
+    return "bfloat16" if fast else "float32"
+
+
 def fit(
     network: Network,
     examples: Part,
@@ -94,7 +109,7 @@ def can_train_together(recipe: Recipe, device: torch.device) -> bool:
     return (
         recipe.network == "simple-cnn"
         and device.type == "cpu"
-        and recipe.precision == "float32"
+        and precision(recipe, device) == "float32"
         and not recipe.ema
         and not recipe.patience
         and not recipe.adversarial
@@ -214,6 +229,7 @@ def train_steps(
     changed = bool(recipe.augment) or recipe.mix != "none"
     if isinstance(network, models.SimpleCNN):
         network.dropout.generators = [_generator(seed, device) for seed in seeds]
+    mixed_precision = precision(recipe, device) == "bfloat16"
     for epoch in itertools.count():
         _train_mode(network)
         prior = balance.class_shares(counts.cpu(), recipe, epoch).float().to(device)
@@ -243,9 +259,7 @@ def train_steps(
                 )
             if len(parts) > 1:
                 x = x.unflatten(0, batch.shape)
-            with torch.autocast(
-                device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"
-            ):
+            with torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision):
                 logits = network(x).view(stack, -1, classes).float()
             if recipe.mix == "none":
                 loss = losses.weighted_mean(losses.of_each(loss_of, logits, y), y, in_use)
@@ -360,6 +374,11 @@ def _reuse_memory() -> None:
     if mallopt is not None:
         mallopt(ctypes.c_int(-3), ctypes.c_int(1 << 30))  # M_MMAP_THRESHOLD
         mallopt(ctypes.c_int(-1), ctypes.c_int((1 << 31) - 1))  # M_TRIM_THRESHOLD
+
+
+def _cpu_capabilities() -> dict[str, bool | int | str]:
+    """What the CPU can do; empty where PyTorch is too old to say."""
+    return getattr(torch.cpu, "get_capabilities", dict)()
 
 
 def _generator(seed: int, device: torch.device | str = "cpu") -> torch.Generator:

@@ -135,6 +135,21 @@ def test_each_option_of_an_option_changes_what_is_trained(base, change):
     assert not torch.equal(fitted(recipe)[0].fc1.weight, fitted(changed)[0].fc1.weight)
 
 
+@pytest.mark.parametrize(
+    ("capabilities", "precision"), [({}, "float32"), ({"amx_bf16": True}, "bfloat16")]
+)
+def test_precision_auto_is_bfloat16_only_where_the_cpu_has_it(
+    capabilities, precision, monkeypatch
+):
+    monkeypatch.setattr(training, "_cpu_capabilities", lambda: capabilities)
+    weights = {
+        name: fitted(replace(RECIPE, precision=name))[0].fc1.weight
+        for name in ("auto", "float32", "bfloat16")
+    }
+    assert torch.equal(weights["auto"], weights[precision])
+    assert not torch.equal(weights["float32"], weights["bfloat16"])
+
+
 def test_first_draw_is_what_the_first_epoch_draws(monkeypatch):
     recipe = replace(RECIPE, sampler="balanced", epochs=1)
     seen = []
