@@ -55,7 +55,7 @@ def main(args):
 
     if fallback:
         print("There is no models/best.pt: attacking models/baseline.pt.")
-    print(f"Images: {split.source}\nFingerprint: {split.fingerprint}")
+    print(text.images(split))
     sweeps = {}
     for path, (name, checkpoint) in zip(paths, checkpoints.items(), strict=True):
         print(f"\n== {options.shown(path)} on {len(test.labels)} test images ==")

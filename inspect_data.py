@@ -15,7 +15,7 @@ SIGNIFICANT = 0.01  # a p below it is called a difference
 
 
 def main(args):
-    from common import figures, results, statistics
+    from common import figures, results, statistics, text
 
     start = time.perf_counter()
     device = options.device(args)
@@ -26,7 +26,7 @@ def main(args):
     parts = {name: part for name, part in parts.items() if len(part.labels)}
     counts = {name: part.counts(len(classes)) for name, part in parts.items()}
 
-    print(f"Images: {source}\nFingerprint: {split.fingerprint}")
+    print(text.images(split))
     channels, height, width = images.shape[1:]
     print(f"Each: {width} x {height} pixels, {channels} channels (RGB), {images.dtype}")
 

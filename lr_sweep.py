@@ -37,12 +37,12 @@ def main(args):
     if args.validation == 0:
         raise options.InputError("--validation 0: it judges the rates; give a share above 0")
 
-    from common import balance
+    from common import balance, text
 
     device = options.device(args)
     split = options.split(args)
     balance.check(recipe, split.train.counts(len(split.classes)), split.classes)
-    print(f"Images: {split.source}\nFingerprint: {split.fingerprint}")
+    print(text.images(split))
     examples = balance.examples(split.train, split.test, recipe, split.classes, args.seed)
     n, held_out = len(examples.labels), len(split.validation.labels)
     about = (

@@ -27,7 +27,7 @@ def main(args):
     if args.validation == 0 and any(recipe.patience for recipe in chosen.values()):
         args.validation = 0.1  # early stopping selects, so it needs images to select by
 
-    from common import balance, comparison, experiment, figures, results
+    from common import balance, comparison, experiment, figures, results, text
 
     device = options.device(args)
     split = options.split(args)
@@ -37,7 +37,7 @@ def main(args):
     runs = [experiment.Run(name, chosen[name], seed) for name in chosen for seed in seeds]
     how = options.how_to_train(args, device, len(runs))
     root = options.output_dir(args)
-    print(f"Images: {split.source}\nFingerprint: {split.fingerprint}")
+    print(text.images(split))
     print(f"Runs: {len(runs)}, {how['jobs']} at a time, on {device}", flush=True)
 
     ended = {}

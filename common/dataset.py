@@ -7,15 +7,15 @@ import json
 import sys
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from sklearn.model_selection import train_test_split
 
-from common import sources
+from common import relabel, sources
 from common.download import DownloadError
 from common.options import DEFAULT_CLASSES, ROOT, InputError
 from common.results import replacing
@@ -45,6 +45,9 @@ class Split:
 
     classes: names for people, in label order. source: where the images come from.
     fingerprint: of the train images and labels (with validation), a dash, and of the test's.
+    train_files, test_files: each image's path below the source, empty where it has none.
+    true_labels: the train part's before wrong ones were planted; None where none were.
+    changes: what was done to the train images and labels that the source gave, for records.
     """
 
     train: Part
@@ -54,6 +57,10 @@ class Split:
     source: str
     fingerprint: str
     seed: int
+    train_files: tuple[str, ...] = ()
+    test_files: tuple[str, ...] = ()
+    true_labels: torch.Tensor | None = None
+    changes: dict[str, Any] = field(default_factory=dict)
 
 
 def load(
@@ -64,6 +71,11 @@ def load(
     test_counts: Counts | None = None,
     validation: float = 0.0,
     seed: int = 0,
+    label_noise: Sequence[tuple[str, float]] = (),
+    label_noise_seed: int = 0,
+    label_fixes: Path | None = None,
+    accept_above: float | None = None,
+    drop_leaks: bool = False,
     dry_run: bool = False,
     cache: Path = ROOT / "data",
 ) -> Split:
@@ -71,7 +83,9 @@ def load(
 
     Without `data`, CIFAR-10, and synthetic images with a loud line on stderr where that can't
     be downloaded. Counts are images per class, "full" for all; `["full"]` stands for each
-    class. Raises InputError for a source, class, count or share that can't be had.
+    class. The train part's labels are spoilt (label_noise: class, share), then fixed, then
+    images that leak into the test part dropped, then the validation part held out. Raises
+    InputError for a source, class, count, share or file of fixes that can't be had.
     """
     if len(classes) < 2 or len(set(classes)) < len(classes):
         raise InputError(f"--classes {' '.join(classes)}: name two or more different classes")
@@ -80,16 +94,105 @@ def load(
         source = sources.find(
             data or "cifar10", classes, cache, may_download=bool(data) or not dry_run
         )
-        train, test, fingerprint = _prepared(source, classes, given, seed, dry_run, cache)
+        split = _prepared(source, classes, given, seed, dry_run, cache)
     except DownloadError as error:
         if data:
             raise InputError(f"--data {data}: {error}; or take --data synthetic") from None
         print(f"*** {error}: GOING ON WITH SYNTHETIC IMAGES, NOT CIFAR-10 ***", file=sys.stderr)
         source = sources.find("synthetic", classes, cache)
-        train, test, fingerprint = _prepared(source, classes, given, seed, dry_run, cache)
-    train, held_out = _hold_out(train, validation, seed)
-    names = tuple(DISPLAY_NAMES.get(name, name) for name in classes)
-    return Split(train, held_out, test, names, source.name, fingerprint, seed)
+        split = _prepared(source, classes, given, seed, dry_run, cache)
+    if label_noise:
+        split = _spoilt(split, classes, label_noise, label_noise_seed)
+    if label_fixes:
+        split = _fixed(split, label_fixes, accept_above)
+    elif accept_above is not None:
+        raise InputError("--accept-above: says which of --label-fixes FILE to accept; give it")
+    if drop_leaks:
+        from common import duplicates
+
+        leaks = duplicates.leaks(split.train.images, split.test.images)
+        split = _changed(split, split.train.labels, leaks, leaks_dropped=len(leaks))
+    return _hold_out(split, validation)
+
+
+def _spoilt(
+    split: Split, classes: Sequence[str], shares: Sequence[tuple[str, float]], seed: int
+) -> Split:
+    """The split with wrong labels planted."""
+    numbers = {name: k for names in (classes, split.classes) for k, name in enumerate(names)}
+    of_class: dict[int, float] = {}
+    for name, share in shares:
+        if name not in numbers:
+            raise InputError(f"--label-noise {name}: no such class; {', '.join(split.classes)}")
+        if numbers[name] in of_class:
+            raise InputError(f"--label-noise {name}: give one share for each class")
+        of_class[numbers[name]] = share
+    before = split.train.labels
+    noisy = relabel.plant_noise(before, list(of_class.items()), len(classes), seed)
+    left = torch.bincount(noisy, minlength=len(classes))
+    for name, n in zip(split.classes, left.tolist(), strict=True):
+        if n == 0:
+            raise InputError(f"--label-noise: leaves no image with the label {name}")
+    planted = torch.bincount(before[noisy != before], minlength=len(classes)).tolist()
+    record = {
+        "shares": {split.classes[k]: share for k, share in of_class.items()},
+        "seed": seed,
+        "planted": dict(zip(split.classes, planted, strict=True)),
+    }
+    split = replace(split, true_labels=before)
+    return _changed(split, noisy, label_noise=record)
+
+
+def _fixed(split: Split, path: Path, accept_above: float | None) -> Split:
+    """The split with the fixes that the user accepted."""
+    fixes = relabel.read_fixes(
+        path, train_fingerprint(split), split.train.labels, split.classes, accept_above
+    )
+    fixed = split.train.labels.clone()
+    fixed[fixes.relabelled] = fixes.labels
+    record = {
+        "file": str(path),
+        "accept_above": accept_above,
+        "relabelled": len(fixes.relabelled),
+        "dropped": len(fixes.dropped),
+    }
+    split = _changed(split, fixed, fixes.dropped, label_fixes=record)
+    for name, n in zip(split.classes, split.train.counts(len(split.classes)), strict=True):
+        if n == 0:
+            raise InputError(f"--label-fixes {path}: leaves no image with the label {name}")
+    return split
+
+
+def train_fingerprint(split: Split) -> str:
+    """Of the train images and labels alone: what label fixes must agree with."""
+    return split.fingerprint.partition("-")[0]
+
+
+def _changed(
+    split: Split,
+    new_labels: torch.Tensor,
+    dropped: torch.Tensor | None = None,
+    **record: Any,
+) -> Split:
+    """The split with other labels of its train part, without the images at `dropped`."""
+    kept = torch.ones(len(new_labels), dtype=torch.bool)
+    if dropped is not None:
+        kept[dropped] = False
+    train = Part(split.train.images[kept], new_labels[kept])
+    arrays = {"train_images": train.images.numpy(), "train_labels": train.labels.numpy()}
+    test = split.fingerprint.partition("-")[2]
+    return replace(
+        split,
+        train=train,
+        train_files=_of(split.train_files, kept.nonzero().flatten().tolist()),
+        true_labels=None if split.true_labels is None else split.true_labels[kept],
+        fingerprint=f"{_half_fingerprint(arrays, 'train')}-{test}",
+        changes=split.changes | record,
+    )
+
+
+def _of(files: tuple[str, ...], positions: Sequence[int]) -> tuple[str, ...]:
+    return tuple(files[i] for i in positions) if files else ()
 
 
 def _prepared(
@@ -99,8 +202,8 @@ def _prepared(
     seed: int,
     dry_run: bool,
     cache: Path,
-) -> tuple[Part, Part, str]:
-    """Train part, test part and fingerprint, from the cache or drawn and cached."""
+) -> Split:
+    """The split as drawn, from the cache or from the source, then cached."""
     counts = {
         part: _wanted_counts(part, given[part], len(classes), source.finished, dry_run)
         for part in sources.PARTS
@@ -109,9 +212,9 @@ def _prepared(
     path = cache / f"split-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
     cached = _read_cache(path)
     if cached is not None:
-        return cached
+        return _split(*cached, classes, source, seed)
     pool = source.read()
-    arrays = {}
+    arrays, files = {}, {}
     for number, part in enumerate(sources.PARTS):
         labels = pool.labels[part]
         supply = np.bincount(labels[labels >= 0], minlength=len(classes)).tolist()
@@ -126,10 +229,14 @@ def _prepared(
         chosen = _draw(labels, wanted, [seed, number], keep_order=source.finished)
         arrays[f"{part}_images"] = pool.take(part, chosen).transpose(0, 3, 1, 2).copy()
         arrays[f"{part}_labels"] = labels[chosen]
+        names = pool.files[part] if pool.files else []
+        files[f"{part}_files"] = np.array(
+            [names[i] for i in chosen] if names else [], dtype="U"
+        )
     fingerprint = _fingerprint(arrays)
     with replacing(path) as unfinished:
-        np.savez(unfinished, fingerprint=fingerprint, **arrays)
-    return *_parts(arrays), fingerprint
+        np.savez(unfinished, fingerprint=fingerprint, **arrays, **files)
+    return _split(arrays, files, fingerprint, classes, source, seed)
 
 
 def _wanted_counts(
@@ -168,40 +275,60 @@ def _draw(
 
 def _fingerprint(arrays: dict[str, np.ndarray]) -> str:
     """Of train and of test, 12 hex digits of the SHA-256 of images and labels."""
-    halves = []
-    for part in sources.PARTS:
-        digest = hashlib.sha256()
-        for kind in ("images", "labels"):
-            digest.update(np.ascontiguousarray(arrays[f"{part}_{kind}"]).data)
-        halves.append(digest.hexdigest()[:12])
-    return "-".join(halves)
+    return "-".join(_half_fingerprint(arrays, part) for part in sources.PARTS)
 
 
-def _parts(arrays: dict[str, np.ndarray]) -> tuple[Part, Part]:
+def _half_fingerprint(arrays: dict[str, np.ndarray], part: str) -> str:
+    digest = hashlib.sha256()
+    for kind in ("images", "labels"):
+        digest.update(np.ascontiguousarray(arrays[f"{part}_{kind}"]).data)
+    return digest.hexdigest()[:12]
+
+
+def _split(
+    arrays: dict[str, np.ndarray],
+    files: dict[str, np.ndarray],
+    fingerprint: str,
+    classes: Sequence[str],
+    source: sources.Source,
+    seed: int,
+) -> Split:
+    """The split of these arrays, with no validation part yet."""
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    return (
-        Part(tensors["train_images"], tensors["train_labels"]),
+    train = Part(tensors["train_images"], tensors["train_labels"])
+    return Split(
+        train,
+        Part(train.images[:0], train.labels[:0]),
         Part(tensors["test_images"], tensors["test_labels"]),
+        tuple(DISPLAY_NAMES.get(name, name) for name in classes),
+        source.name,
+        fingerprint,
+        seed,
+        **{name: tuple(paths.tolist()) for name, paths in files.items()},
     )
 
 
-def _read_cache(path: Path) -> tuple[Part, Part, str] | None:
-    """What the file holds; None where there is none or its bytes are damaged."""
+def _read_cache(
+    path: Path,
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], str] | None:
+    """Arrays, files and fingerprint; None where there is no file or its bytes are damaged."""
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         fingerprint = str(arrays.pop("fingerprint"))
-        parts = _parts(arrays)
+        files = {f"{part}_files": arrays.pop(f"{part}_files") for part in sources.PARTS}
+        sound = _fingerprint(arrays) == fingerprint
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
-    return (*parts, fingerprint) if _fingerprint(arrays) == fingerprint else None
+    return (arrays, files, fingerprint) if sound else None
 
 
-def _hold_out(train: Part, share: float, seed: int) -> tuple[Part, Part]:
+def _hold_out(split: Split, share: float) -> Split:
     """A stratified `share` of the train part apart from the rest, each in its first order."""
-    positions = np.arange(len(train.labels))
     if share == 0:
-        return train, Part(train.images[:0], train.labels[:0])
+        return split
+    train, seed = split.train, split.seed
+    positions = np.arange(len(train.labels))
     try:
         rest, held_out = train_test_split(
             positions, test_size=share, random_state=seed, stratify=train.labels.numpy()
@@ -212,7 +339,11 @@ def _hold_out(train: Part, share: float, seed: int) -> tuple[Part, Part]:
     if missing:
         raise InputError(f"--validation {share}: too small to hold an image of each class")
     rest, held_out = np.sort(rest), np.sort(held_out)
-    return (
-        Part(train.images[rest], train.labels[rest]),
-        Part(train.images[held_out], train.labels[held_out]),
+    true = split.true_labels
+    return replace(
+        split,
+        train=Part(train.images[rest], train.labels[rest]),
+        validation=Part(train.images[held_out], train.labels[held_out]),
+        train_files=_of(split.train_files, rest.tolist()),
+        true_labels=None if true is None else true[rest],
     )

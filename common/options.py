@@ -68,6 +68,18 @@ def share(text: str) -> float:
     return number(text, "a share from 0 up to, but not, 1", lambda value: 0 <= value < 1)
 
 
+def probability(text: str) -> float:
+    return number(text, "a number from 0 to 1", lambda value: 0 <= value <= 1)
+
+
+def class_share(text: str) -> tuple[str, float]:
+    """cat:0.2 -> ("cat", 0.2)."""
+    name, colon, value = text.rpartition(":")
+    if not colon:
+        raise argparse.ArgumentTypeError(f"{text!r} is not CLASS:SHARE, such as cat:0.2")
+    return name, share(value)
+
+
 def rate(text: str) -> float:
     return number(text, "a number above 0", lambda value: 0 < value < math.inf)
 
@@ -115,6 +127,36 @@ def parser(description: str) -> Parser:
         default=0,
         metavar="N",
         help="which images are drawn (default: %(default)s)",
+    )
+    group.add_argument(
+        "--label-noise",
+        nargs="+",
+        type=class_share,
+        default=(),
+        metavar="CLASS:SHARE",
+        help="plant wrong labels: this share of the class's train images gets another label,"
+        " such as cat:0.2 (default: none)",
+    )
+    group.add_argument(
+        "--label-noise-seed",
+        type=whole_number,
+        default=0,
+        metavar="N",
+        help="which labels are wrong (default: %(default)s)",
+    )
+    group.add_argument(
+        "--label-fixes",
+        type=Path,
+        metavar="FILE",
+        help="relabel or drop the train images that FILE accepts: label_suspects.csv of"
+        " inspect_data.py --audit-labels, with yes or drop in its column accept",
+    )
+    group.add_argument(
+        "--accept-above",
+        type=probability,
+        metavar="P",
+        help="accept also the suspects of --label-fixes that have no decision and at least"
+        " this confidence, such as 0.9",
     )
     group = result.add_argument_group("run")
     group.add_argument(
@@ -183,6 +225,11 @@ def add_training(parser: argparse.ArgumentParser) -> None:
     """The options of scripts that train: `how_to_train` reads them."""
     group = parser.add_argument_group("training")
     group.add_argument(
+        "--drop-leaks",
+        action="store_true",
+        help="leave out train images that are duplicates, exact or near, of a test image",
+    )
+    group.add_argument(
         "--jobs",
         type=positive,
         metavar="N",
@@ -239,6 +286,11 @@ def split(args: argparse.Namespace) -> Split:
             test_counts=args.test_counts,
             validation=args.validation,
             seed=args.split_seed,
+            label_noise=args.label_noise,
+            label_noise_seed=args.label_noise_seed,
+            label_fixes=args.label_fixes,
+            accept_above=args.accept_above,
+            drop_leaks=getattr(args, "drop_leaks", False),  # of the scripts that train
             dry_run=args.dry_run,
         )
     except InputError as error:

@@ -56,6 +56,7 @@ def data_record(split: Split) -> dict[str, Any]:
         "train_counts": split.train.counts(len(split.classes)),
         "validation_counts": split.validation.counts(len(split.classes)),
         "test_counts": split.test.counts(len(split.classes)),
+        **split.changes,
     }
 
 

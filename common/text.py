@@ -126,6 +126,26 @@ def comparison(reports: dict[str, Report]) -> str:
     return "\n".join(lines).rstrip()
 
 
+def images(split: Split) -> str:
+    """The first lines of a report: the images, and what was done to the train labels."""
+    lines = [f"Images: {split.source}", f"Fingerprint: {split.fingerprint}"]
+    noise, fixes, leaks = map(
+        split.changes.get, ("label_noise", "label_fixes", "leaks_dropped")
+    )
+    if noise:
+        planted = ", ".join(f"{n} of {name}" for name, n in noise["planted"].items() if n)
+        lines.append(f"Wrong labels planted: {planted} (seed {noise['seed']})")
+    if fixes:
+        done = f"{fixes['relabelled']} relabelled, {fixes['dropped']} dropped"
+        lines.append(f"Label fixes: {done} ({fixes['file']})")
+    if noise and fixes:
+        left = int((split.true_labels != split.train.labels).sum())
+        lines.append(f"Wrong labels left: {left}")
+    if leaks is not None:
+        lines.append(f"Train images left out as duplicates of test images: {leaks}")
+    return "\n".join(lines)
+
+
 def caution(checkpoint: Checkpoint, split: Split) -> str:
     """What a reader of a score must know of the checkpoint's training images; "" if nothing."""
     if checkpoint.trained_on_test:
@@ -137,7 +157,7 @@ def caution(checkpoint: Checkpoint, split: Split) -> str:
     )
     if trained_on != here:
         return (
-            "(Trained on other images than these test images go with:\n"
+            "(Trained on other images or labels than these test images go with:\n"
             f" {checkpoint.data['source']}, fingerprint {trained_on}.)"
         )
     return ""
