@@ -312,11 +312,11 @@ def print_saved(*paths: Path) -> None:
         print(f"saved {shown(path)}")
 
 
-def progress(items: Iterable, text: str) -> Iterable:
+def progress(items: Iterable, text: str, total: int | None = None) -> Iterable:
     """`items` under a bar that goes when they end, and that only a terminal sees."""
     from tqdm import tqdm
 
-    return tqdm(items, text, leave=False, disable=None)
+    return tqdm(items, text, total, leave=False, disable=None)
 
 
 def run(main: Callable[[argparse.Namespace], None], parser: Parser) -> None:

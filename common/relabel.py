@@ -12,11 +12,23 @@ import numpy as np
 import torch
 
 from common.options import InputError
+from common.results import replacing
 
 # Of data/label_suspects.csv. `data` is the fingerprint of the train images and labels that were
 # audited, in each row, so that it survives sorting, filtering and a spreadsheet.
 COLUMNS = ("index", "file", "given", "suggested", "confidence", "accept", "data")
 DECISIONS = ("yes", "drop", "no", "")
+
+
+class Suspect(NamedTuple):
+    """A row of the file: an image whose label may be wrong, and what the user decided."""
+
+    index: int
+    file: str
+    given: str
+    suggested: str
+    confidence: float
+    accept: str = ""
 
 
 def plant_noise(
@@ -35,6 +47,56 @@ def plant_noise(
         wrong = rng.choice([j for j in range(classes) if j != k], len(chosen))
         noisy[torch.from_numpy(chosen)] = torch.from_numpy(wrong)
     return noisy
+
+
+def write_suspects(path: Path, suspects: Sequence[Suspect], fingerprint: str) -> list[Suspect]:
+    """Write the suspects to `path`, with the decisions of an earlier such file; return them.
+
+    A row that was decided stays, with its suggestion, also where it is no suspect any more.
+    An earlier file for other images or labels is first moved to NAME-FINGERPRINT.csv, if a
+    decision is in it.
+    """
+    earlier = _rows(path) if path.exists() else []
+    decided = [row for row in earlier if row["accept"].strip()]
+    if decided and decided[0]["data"] != fingerprint:
+        path.rename(path.with_stem(f"{path.stem}-{decided[0]['data']}"))
+        decided = []
+    kept = {
+        int(row["index"]): Suspect(
+            int(row["index"]),
+            row["file"],
+            row["given"],
+            row["suggested"],
+            float(row["confidence"]),
+            row["accept"],
+        )
+        for row in decided
+    }
+    suspects = [kept.pop(suspect.index, suspect) for suspect in suspects] + list(kept.values())
+    with replacing(path) as unfinished, unfinished.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(COLUMNS)
+        for suspect in suspects:
+            row = suspect._replace(confidence=f"{suspect.confidence:.4f}")
+            writer.writerow([*row, fingerprint])
+    return suspects
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a file with COLUMNS. Raises InputError where it is none."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:  # a spreadsheet adds a BOM
+            reader = csv.DictReader(file, restval="")
+            rows = list(reader)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: can't be read ({error})") from None
+    missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
+    if missing:
+        raise InputError(
+            f"{path}: has no column {', '.join(missing)};"
+            " inspect_data.py --audit-labels writes such a file"
+        )
+    return rows
 
 
 class Fixes(NamedTuple):
@@ -59,23 +121,11 @@ def read_fixes(
     the train images. Raises InputError for a file that is not of these, a row that makes no
     sense, and one that accepts nothing.
     """
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:  # a spreadsheet adds a BOM
-            reader = csv.DictReader(file)
-            rows = list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"--label-fixes {path}: can't be read ({error})") from None
-    missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
-    if missing:
-        raise InputError(
-            f"--label-fixes {path}: has no column {', '.join(missing)};"
-            " inspect_data.py --audit-labels writes such a file"
-        )
     relabelled, dropped = {}, []
-    for line, row in enumerate(rows, 2):
+    for line, row in enumerate(_rows(path), 2):
 
         def wrong(what: str, line: int = line) -> InputError:
-            return InputError(f"--label-fixes {path}: line {line}: {what}")
+            return InputError(f"{path}: line {line}: {what}")
 
         if row["data"] != fingerprint:
             raise wrong(
@@ -103,7 +153,7 @@ def read_fixes(
             relabelled[i] = classes.index(suggested)
     if not relabelled and not dropped:
         raise InputError(
-            f"--label-fixes {path}: accepts nothing; put yes or drop in its column accept, or"
+            f"{path}: accepts nothing; put yes or drop in its column accept, or"
             " take --accept-above"
         )
     return Fixes(

@@ -163,6 +163,57 @@ def caution(checkpoint: Checkpoint, split: Split) -> str:
     return ""
 
 
+def audit(
+    found: Audit, suspects: Sequence[Suspect], classes: Sequence[str], n: int, most: int = 10
+) -> str:
+    """The estimated joint, as images, and the first suspects."""
+    width = max(map(len, (*classes, "given")))
+    lines = [
+        "Estimated images by given label (row) and true label (column):",
+        f"{'given':{width}}  " + "".join(f"{name:>10}" for name in classes),
+    ]
+    for name, row in zip(classes, found.joint * n, strict=True):
+        lines.append(f"{name:{width}}  " + "".join(f"{value:10,.1f}" for value in row))
+    by_given = [sum(s.given == name for s in suspects) for name in classes]
+    counts = ", ".join(
+        f"{k} given as {name}" for k, name in zip(by_given, classes, strict=True)
+    )
+    lines += [
+        "",
+        f"Suspects: {len(suspects)} of {n:,} images ({counts})",
+        "Proposals, no more: of 275 suspects that cleanlab's study of label errors found",
+        "in CIFAR-10's test set, people upheld about one in five.",
+    ]
+    if suspects:
+        lines += [
+            "",
+            f"{'index':>6}  {'given':{width}}  {'suggested':{max(width, 9)}}  confidence  file",
+        ]
+    for s in suspects[:most]:
+        suggested = f"{s.suggested:{max(width, 9)}}"
+        line = f"{s.index:>6}  {s.given:{width}}  {suggested}  {s.confidence:10.2f}  {s.file}"
+        lines.append(line.rstrip())
+    return "\n".join(lines)
+
+
+def planted(table: dict[str, dict[str, float]]) -> str:
+    """How well planted errors were found."""
+    everything = table["all"]
+    lines = [
+        f"Of {everything['planted']} planted errors the list holds {everything['recall']:.0%}"
+        f" (recall); {everything.get('precision', 0):.0%} of the list were planted (precision).",
+        "Recall of the list, and average precision of three rankings:",
+        f"{'true class':10}{'planted':>9}{'recall':>9}{'P(wrong)':>11}"
+        f"{'self-confidence':>18}{'normalised margin':>20}",
+    ]
+    for name, row in table.items():
+        lines.append(
+            f"{name:10}{row['planted']:9}{row['recall']:9.3f}{row['wrong']:11.3f}"
+            f"{row['self_confidence']:18.3f}{row['normalized_margin']:20.3f}"
+        )
+    return "\n".join(lines)
+
+
 def sweep(s: Sweep) -> str:
     """Two tables of an attack, a row for each strength."""
     width = max(map(len, (s.unit, *s.outcomes)))
