@@ -1,0 +1,64 @@
+"""Figures that show many pictures at once, to be looked through by eye."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from common.figures import _figure, _save, _show
+
+COLUMNS = 4
+GAP = 2  # white pixels between the two pictures of a pair
+RED = "#B00000"  # of conflicting labels
+
+
+def duplicates(
+    path: Path,
+    rows: Sequence[dict[str, Any]],
+    images: dict[str, torch.Tensor],
+    source: str,
+    n: str,
+    most: int = 32,
+) -> Path:
+    """Pairs of `duplicates.rows` side by side: conflicts first, then the most similar first.
+
+    rows: at least one; images: part -> uint8 (N, 3, 32, 32); n: how many were searched, in
+    words. At most `most` pairs are shown.
+    """
+    ranked = sorted(rows, key=lambda row: (not row["conflict"], row["distance"]))
+    shown = ranked[:most]
+    lines = -(-len(shown) // COLUMNS)
+    conflicts = sum(bool(row["conflict"]) for row in rows)
+    figure = _figure(
+        3.3 * COLUMNS,
+        1.5 * lines + 0.8,
+        "Duplicates, with their place in their part of the data: conflicting labels first,"
+        " then the most similar",
+        f"{source}; n = {n}; {len(shown):,} of {len(rows):,} pairs shown, {conflicts:,}"
+        " of all with conflicting labels; a number is a distance (0: identical pixels)",
+    )
+    grid = figure.subplots(lines, COLUMNS, squeeze=False)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for axes, row in zip(grid.flat, shown, strict=False):
+        first, second = (
+            images[row[f"{side}_part"]][row[f"{side}_index"]] for side in ("first", "second")
+        )
+        gap = torch.full_like(first[:, :, :GAP], 255)
+        _show(axes, torch.cat([first, gap, second], 2), _title(row))
+        if row["conflict"]:
+            axes.title.set(color=RED, fontweight="bold")
+    return _save(figure, path)
+
+
+def _title(row: dict[str, Any]) -> str:
+    names = " | ".join(
+        f"{row[f'{side}_part']} {row[f'{side}_index']} {row[f'{side}_label']}"
+        for side in ("first", "second")
+    )
+    kind = f"{row['kind']} {row['distance']:.4f}" if row["kind"] == "near" else "exact"
+    notes = ["CONFLICT"] * bool(row["conflict"]) + [kind]
+    return f"{names}\n{', '.join(notes + ['mirrored'] * bool(row['mirrored']))}"
