@@ -1,8 +1,8 @@
 """The label audit: which train images may have a wrong label.
 
 Confident learning (Northcutt, Jiang and Chuang 2021, by cleanlab) on out-of-fold predictions
-estimates how often an image of one class carries the label of another; Bayes' rule makes of
-that and of the predictions each image's probability of every true label, given the label it has.
+estimates how often an image of one class carries the label of another. From that and the
+predictions Bayes' rule gives each image's probability of every true label, given its label.
 """
 
 from __future__ import annotations
@@ -176,6 +176,32 @@ def suspects(
             float(other[i].max()),
         )
         for i in found.suspects
+    ]
+
+
+def ranking(
+    found: Audit, labels: np.ndarray, classes: Sequence[str], files: Sequence[str]
+) -> list[dict[str, str | int | float]]:
+    """A row for each image, the likeliest to be wrong first, with its place in each ranking."""
+    wrong = found.wrong(labels)
+    scores = {
+        "wrong": -wrong,
+        "self_confidence": found.self_confidence,
+        "normalized_margin": found.normalized_margin,
+    }
+    first = {name: np.argsort(score, kind="stable") for name, score in scores.items()}
+    places = {name: np.argsort(order) + 1 for name, order in first.items()}
+    return [
+        {
+            "index": int(i),
+            "file": files[i] if files else "",
+            "given": classes[labels[i]],
+            "wrong": round(float(wrong[i]), 4),
+            "self_confidence": round(float(found.self_confidence[i]), 4),
+            "normalized_margin": round(float(found.normalized_margin[i]), 4),
+            **{f"place_by_{name}": int(place[i]) for name, place in places.items()},
+        }
+        for i in first["wrong"]
     ]
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from common.figures import _figure, _save, _show
+from common.relabel import Suspect
 
 COLUMNS = 4
 GAP = 2  # white pixels between the two pictures of a pair
@@ -51,6 +52,32 @@ def duplicates(
         _show(axes, torch.cat([first, gap, second], 2), _title(row))
         if row["conflict"]:
             axes.title.set(color=RED, fontweight="bold")
+    return _save(figure, path)
+
+
+def suspects(
+    path: Path, suspects: Sequence[Suspect], images: torch.Tensor, source: str, most: int = 48
+) -> Path:
+    """The first suspects of a label audit, with given and suggested label.
+
+    suspects: at least one; images: uint8 (N, 3, 32, 32), the train images.
+    """
+    columns = 8
+    shown = suspects[:most]
+    lines = -(-len(shown) // columns)
+    figure = _figure(
+        1.35 * columns + 0.4,
+        1.75 * lines + 0.9,
+        "Labels that may be wrong, the most suspect first",
+        f"{source}; n = {len(images):,} train images; {len(shown):,} of {len(suspects):,}"
+        " suspects shown; given -> suggested label, and its probability",
+    )
+    grid = figure.subplots(lines, columns, squeeze=False)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for axes, s in zip(grid.flat, shown, strict=False):
+        title = f"{s.index}\n{s.given} -> {s.suggested} {s.confidence:.0%}"
+        _show(axes, images[s.index], title)
     return _save(figure, path)
 
 

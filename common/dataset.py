@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from sklearn.model_selection import train_test_split
 
-from common import relabel, sources
+from common import duplicates, relabel, sources
 from common.download import DownloadError
 from common.options import DEFAULT_CLASSES, ROOT, InputError
 from common.results import replacing
@@ -108,8 +108,6 @@ def load(
     elif accept_above is not None:
         raise InputError("--accept-above: says which of --label-fixes FILE to accept; give it")
     if drop_leaks:
-        from common import duplicates
-
         leaks = duplicates.leaks(split.train.images, split.test.images)
         split = _changed(split, split.train.labels, leaks, leaks_dropped=len(leaks))
     return _hold_out(split, validation)

@@ -31,6 +31,11 @@ BLUR = 5  # pixels, the side of the box that is averaged first, so that shifts m
 LEAST_CONTRAST = 1.0
 # Above the rounding of float32, and above 0, which is kept for identical pixels.
 LEAST_DISTANCE = 1e-6
+COLUMNS = (
+    "first_part", "first_index", "first_file", "first_label",
+    "second_part", "second_index", "second_file", "second_label",
+    "kind", "mirrored", "distance", "conflict",
+)  # fmt: skip
 CHUNK = 128  # images that are searched at once, and pairs that are checked at once
 
 

@@ -249,24 +249,58 @@ def confusion(path: Path, report: Report, title: str, source: str) -> Path:
         f"accuracy {report.accuracy:.1%}, balanced accuracy"
         f" {report.balanced_accuracy:.1%}, G-mean {report.g_mean:.3f}",
     )
-    axes = figure.subplots()
     counts = np.array(report.confusion)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    cells = [[f"{count:,}" for count in row] for row in counts]
+    axes = _matrix(figure, shares, cells, report.classes, "share of the true class")
+    axes.set_xlabel("predicted class")
+    axes.set_ylabel("true class")
+    return _save(figure, path)
+
+
+def _matrix(
+    figure: Figure,
+    shares: np.ndarray,
+    cells: Sequence[Sequence[str]],
+    classes: Sequence[str],
+    scale: str,
+) -> Axes:
+    """A matrix (K, K) coloured by the share of its row; each cell's text is above its share."""
+    axes = figure.subplots()
     picture = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    for row, column in np.ndindex(n, n):
+    for row, column in np.ndindex(*shares.shape):
         axes.text(
             column,
             row,
-            f"{counts[row, column]:,}\n{shares[row, column]:.1%}",
+            f"{cells[row][column]}\n{shares[row, column]:.1%}",
             ha="center",
             va="center",
             color="white" if shares[row, column] > 0.5 else "black",
         )
-    axes.set_xticks(range(n), report.classes)
-    axes.set_yticks(range(n), report.classes)
-    axes.set_xlabel("predicted class")
-    axes.set_ylabel("true class")
-    figure.colorbar(picture, ax=axes, label="share of the true class", shrink=0.9)
+    axes.set_xticks(range(len(classes)), classes)
+    axes.set_yticks(range(len(classes)), classes)
+    figure.colorbar(picture, ax=axes, label=scale, shrink=0.9)
+    return axes
+
+
+def label_joint(
+    path: Path, joint: np.ndarray, classes: Sequence[str], n: int, source: str
+) -> Path:
+    """The estimated joint of given and true labels (K, K), as numbers of n images."""
+    k = len(classes)
+    off = 1 - np.trace(joint)
+    figure = _figure(
+        2.6 + 1.2 * k,
+        1.9 + 1.0 * k,
+        "Given and true labels, estimated",
+        f"{source}; n = {n:,} train images\n"
+        f"confident learning: about {off * n:,.0f} ({off:.1%}) have a wrong label",
+    )
+    shares = joint / joint.sum(1, keepdims=True)
+    cells = [[f"{value:,.1f}" for value in row] for row in joint * n]
+    axes = _matrix(figure, shares, cells, classes, "share of the given label")
+    axes.set_xlabel("true label (estimated)")
+    axes.set_ylabel("given label")
     return _save(figure, path)
 
 

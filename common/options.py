@@ -258,19 +258,24 @@ def how_to_train(args: argparse.Namespace, device: torch.device, runs: int) -> d
     alone, not from what is still to do: another number of threads can change the last bits of
     a result.
     """
-    from joblib import cpu_count
-
-    cores = args.threads or cpu_count()
-    jobs = args.jobs or (cores if device.type == "cpu" else 1)
-    jobs = min(jobs, runs)
     return {
         "device": str(device),
-        "jobs": jobs,
-        "threads": max(1, cores // jobs),
+        **share_cores(args, device, runs, args.jobs),
         "cluster": args.cluster,
         "fresh": args.fresh,
         "deterministic": args.deterministic,
     }
+
+
+def share_cores(
+    args: argparse.Namespace, device: torch.device, runs: int, jobs: int | None = None
+) -> dict[str, int]:
+    """How many of the runs go at a time ("jobs"), and the CPU "threads" of each."""
+    from joblib import cpu_count
+
+    cores = args.threads or cpu_count()
+    jobs = min(jobs or (cores if device.type == "cpu" else 1), runs)
+    return {"jobs": jobs, "threads": max(1, cores // jobs)}
 
 
 def split(args: argparse.Namespace) -> Split:

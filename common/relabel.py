@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from common.options import InputError
-from common.results import replacing
+from common.results import save_table
 
 # Of data/label_suspects.csv. `data` is the fingerprint of the train images and labels that were
 # audited, in each row, so that it survives sorting, filtering and a spreadsheet.
@@ -61,25 +61,31 @@ def write_suspects(path: Path, suspects: Sequence[Suspect], fingerprint: str) ->
     if decided and decided[0]["data"] != fingerprint:
         path.rename(path.with_stem(f"{path.stem}-{decided[0]['data']}"))
         decided = []
-    kept = {
-        int(row["index"]): Suspect(
-            int(row["index"]),
-            row["file"],
-            row["given"],
-            row["suggested"],
-            float(row["confidence"]),
-            row["accept"],
-        )
-        for row in decided
-    }
+    kept = {int(row["index"]): _suspect(row) for row in decided}
     suspects = [kept.pop(suspect.index, suspect) for suspect in suspects] + list(kept.values())
-    with replacing(path) as unfinished, unfinished.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(COLUMNS)
-        for suspect in suspects:
-            row = suspect._replace(confidence=f"{suspect.confidence:.4f}")
-            writer.writerow([*row, fingerprint])
+    table = [
+        s._asdict() | {"confidence": f"{s.confidence:.4f}", "data": fingerprint}
+        for s in suspects
+    ]
+    save_table(path, table, COLUMNS)
     return suspects
+
+
+def read_suspects(path: Path, fingerprint: str) -> list[Suspect]:
+    """The suspects in `path`; none where there is no such file or it is for other labels."""
+    rows = _rows(path) if path.exists() else []
+    return [_suspect(row) for row in rows if row["data"] == fingerprint]
+
+
+def _suspect(row: dict[str, str]) -> Suspect:
+    return Suspect(
+        int(row["index"]),
+        row["file"],
+        row["given"],
+        row["suggested"],
+        float(row["confidence"]),
+        row["accept"],
+    )
 
 
 def _rows(path: Path) -> list[dict[str, str]]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -69,6 +70,15 @@ def checkpoint_record(path: Path, checkpoint: Checkpoint) -> dict[str, Any]:
         "data": checkpoint.data,
         "trained_on_test": checkpoint.trained_on_test,
     }
+
+
+def save_table(path: Path, rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> Path:
+    """Write rows as CSV to `path`, and return it."""
+    with replacing(path) as unfinished, unfinished.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
 
 
 def save_result(

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 from common.metrics import PER_CLASS, Interval, Report
 
 if TYPE_CHECKING:
+    from common.audit import Audit
     from common.dataset import Split
     from common.models import Checkpoint
+    from common.relabel import Suspect
     from common.robustness import Sweep
 
 # From here a precision or recall is called high. Report A gives no figure.
@@ -128,22 +131,27 @@ def comparison(reports: dict[str, Report]) -> str:
 
 def images(split: Split) -> str:
     """The first lines of a report: the images, and what was done to the train labels."""
-    lines = [f"Images: {split.source}", f"Fingerprint: {split.fingerprint}"]
+    return "\n".join(f"{name}: {value}" for name, value in facts(split))
+
+
+def facts(split: Split) -> list[tuple[str, str]]:
+    """The same as (name, value)."""
+    lines = [("Images", split.source), ("Fingerprint", split.fingerprint)]
     noise, fixes, leaks = map(
         split.changes.get, ("label_noise", "label_fixes", "leaks_dropped")
     )
     if noise:
         planted = ", ".join(f"{n} of {name}" for name, n in noise["planted"].items() if n)
-        lines.append(f"Wrong labels planted: {planted} (seed {noise['seed']})")
+        lines.append(("Wrong labels planted", f"{planted} (seed {noise['seed']})"))
     if fixes:
         done = f"{fixes['relabelled']} relabelled, {fixes['dropped']} dropped"
-        lines.append(f"Label fixes: {done} ({fixes['file']})")
+        lines.append(("Label fixes", f"{done} ({fixes['file']})"))
     if noise and fixes:
         left = int((split.true_labels != split.train.labels).sum())
-        lines.append(f"Wrong labels left: {left}")
+        lines.append(("Wrong labels left", str(left)))
     if leaks is not None:
-        lines.append(f"Train images left out as duplicates of test images: {leaks}")
-    return "\n".join(lines)
+        lines.append(("Train images left out as duplicates of test images", str(leaks)))
+    return lines
 
 
 def caution(checkpoint: Checkpoint, split: Split) -> str:
@@ -161,6 +169,20 @@ def caution(checkpoint: Checkpoint, split: Split) -> str:
             f" {checkpoint.data['source']}, fingerprint {trained_on}.)"
         )
     return ""
+
+
+def duplicates(rows: Sequence[dict[str, Any]]) -> str:
+    """How many duplicates there are, of each kind, within and between the parts."""
+    lines = [f"{'duplicates':18}{'exact':>9}{'near':>9}{'conflicting labels':>22}"]
+    for parts in (("train", "train"), ("train", "test")):
+        some = [r for r in rows if (r["first_part"], r["second_part"]) == parts]
+        exact = sum(r["kind"] == "exact" for r in some)
+        conflicts = sum(r["conflict"] == "yes" for r in some)
+        name = "within train" if parts[0] == parts[1] else "train and test"
+        lines.append(f"{name:18}{exact:9}{len(some) - exact:9}{conflicts:22}")
+    leaks = {r["second_index"] for r in rows if r["second_part"] == "test"}
+    lines.append(f"Test images that a train image shows as well: {len(leaks)}")
+    return "\n".join(lines)
 
 
 def audit(
@@ -201,7 +223,7 @@ def planted(table: dict[str, dict[str, float]]) -> str:
     everything = table["all"]
     lines = [
         f"Of {everything['planted']} planted errors the list holds {everything['recall']:.0%}"
-        f" (recall); {everything.get('precision', 0):.0%} of the list were planted (precision).",
+        f" (recall); {everything.get('precision', 0):.0%} of the list are planted (precision).",
         "Recall of the list, and average precision of three rankings:",
         f"{'true class':10}{'planted':>9}{'recall':>9}{'P(wrong)':>11}"
         f"{'self-confidence':>18}{'normalised margin':>20}",
