@@ -16,7 +16,7 @@ from common.results import replacing
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from common.audit import Suspect
+    from common.relabel import Suspect
 
 COLUMNS = ("index", "file", "given", "suggested", "confidence", "accept", "data")
 # Northcutt, Athalye and Mueller (2021), "Pervasive label errors in test sets".

@@ -222,8 +222,8 @@ def planted(table: dict[str, dict[str, float]]) -> str:
     """How well planted errors were found."""
     everything = table["all"]
     lines = [
-        f"Of {everything['planted']} planted errors the list holds {everything['recall']:.0%}"
-        f" (recall); {everything.get('precision', 0):.0%} of the list are planted (precision).",
+        f"Of {everything['planted']} planted errors {everything['recall']:.0%} are listed (recall);"
+        f" {everything.get('precision', 0):.0%} of the list are planted (precision).",
         "Recall of the list, and average precision of three rankings:",
         f"{'true class':10}{'planted':>9}{'recall':>9}{'P(wrong)':>11}"
         f"{'self-confidence':>18}{'normalised margin':>20}",
