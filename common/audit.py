@@ -132,9 +132,9 @@ def audit(logits: np.ndarray, labels: np.ndarray) -> Audit:
     Such logits are log p(image | label) up to a constant of the image; with the label's share
     added they are p(given label | image), from which cleanlab estimates the joint. Then
     p(true = k | image, given = g) is proportional to p(image | k)^t joint[g, k]; t makes up
-    for networks that are too sure or not sure enough: the given labels are likeliest under it
-    (after Guo et al. 2017). As many images are suspects as the probabilities of being wrong
-    add up to.
+    for networks that are not sure enough, as mixing makes them: the given labels are likeliest
+    under it (after Guo et al. 2017). As many images are suspects as the probabilities of being
+    wrong add up to.
     """
     from cleanlab.count import estimate_joint
     from cleanlab.rank import get_label_quality_scores

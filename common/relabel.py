@@ -63,12 +63,16 @@ def write_suspects(path: Path, suspects: Sequence[Suspect], fingerprint: str) ->
         decided = []
     kept = {int(row["index"]): _suspect(row) for row in decided}
     suspects = [kept.pop(suspect.index, suspect) for suspect in suspects] + list(kept.values())
-    table = [
+    save_table(path, as_rows(suspects, fingerprint), COLUMNS)
+    return suspects
+
+
+def as_rows(suspects: Sequence[Suspect], fingerprint: str) -> list[dict[str, str | int]]:
+    """The suspects as rows of the file."""
+    return [
         s._asdict() | {"confidence": f"{s.confidence:.4f}", "data": fingerprint}
         for s in suspects
     ]
-    save_table(path, table, COLUMNS)
-    return suspects
 
 
 def read_suspects(path: Path, fingerprint: str) -> list[Suspect]:

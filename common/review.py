@@ -11,19 +11,12 @@ from typing import TYPE_CHECKING
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
+from common.relabel import COLUMNS, Suspect, as_rows
 from common.results import replacing
+from common.text import CAUTION
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from common.relabel import Suspect
-
-COLUMNS = ("index", "file", "given", "suggested", "confidence", "accept", "data")
-# Northcutt, Athalye and Mueller (2021), "Pervasive label errors in test sets".
-CAUTION = (
-    "The audit proposes, you decide: of 275 suspects that cleanlab's label-errors study found"
-    " in CIFAR-10's test set, people confirmed 54 as wrong."
-)
 
 
 def write(
@@ -51,17 +44,13 @@ def write(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    rows = [
-        s._asdict() | {"confidence": f"{s.confidence:.4f}", "data": fingerprint}
-        for s in suspects
-    ]
     page = environment.get_template("review.html").render(
         title=title,
         facts=facts,
         figures=[(caption, _data_uri(png.read_bytes())) for caption, png in figures],
         caution=CAUTION,
         columns=COLUMNS,
-        rows=rows,
+        rows=as_rows(suspects, fingerprint),
         pictures=[_picture(images[s.index]) for s in suspects],
         classes=classes,
         csv_name=csv_name,

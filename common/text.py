@@ -21,6 +21,11 @@ NOT_HELD_OUT = (
     "*** TRAINED ON THE TEST IMAGES: the scores below are not held out and say\n"
     "*** nothing about images that the network has not seen."
 )
+# Northcutt, Athalye and Mueller (2021), "Pervasive label errors in test sets".
+CAUTION = (
+    "The audit proposes, you decide: of 275 suspects that cleanlab's label-errors study found"
+    " in CIFAR-10's test set, people confirmed 54 as wrong."
+)
 SUMMARIES = {
     "accuracy": "accuracy",
     "balanced_accuracy": "balanced accuracy",
@@ -203,8 +208,7 @@ def audit(
     lines += [
         "",
         f"Suspects: {len(suspects)} of {n:,} images ({counts})",
-        "Proposals, no more: of 275 suspects that cleanlab's study of label errors found",
-        "in CIFAR-10's test set, people upheld about one in five.",
+        *wrap(CAUTION, 80),
     ]
     if suspects:
         lines += [
@@ -222,8 +226,8 @@ def planted(table: dict[str, dict[str, float]]) -> str:
     """How well planted errors were found."""
     everything = table["all"]
     lines = [
-        f"Of {everything['planted']} planted errors {everything['recall']:.0%} are listed (recall);"
-        f" {everything.get('precision', 0):.0%} of the list are planted (precision).",
+        f"Planted errors: {everything['planted']}, listed: {everything['recall']:.1%} (recall)",
+        f"Of the list, {everything.get('precision', 0):.1%} are planted (precision)",
         "Recall of the list, and average precision of three rankings:",
         f"{'true class':10}{'planted':>9}{'recall':>9}{'P(wrong)':>11}"
         f"{'self-confidence':>18}{'normalised margin':>20}",

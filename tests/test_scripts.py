@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import shutil
@@ -40,6 +41,44 @@ RESULTS = {
     "lr_sweep.py": "figures/lr_sweep_original.json",
     "adversarial.py": "figures/adversarial_best.json",
 }
+
+
+def test_labels_are_audited_and_the_users_decisions_trained_on(in_process, tmp_path):
+    out = tmp_path / "out"
+    shared = ["--dry-run", "--threads", 1, "--output-dir", out]
+    shared += ["--label-noise", "cat:0.2", "truck:0.1"]
+    audited = in_process("inspect_data.py", "--audit-labels", *shared)
+    assert audited.returncode == 0, audited.stderr
+    assert max(map(len, audited.stdout.splitlines())) <= 80
+    assert "Wrong labels planted: 2 of truck, 4 of cat (seed 0)" in audited.stdout
+    assert "Planted errors: 6" in audited.stdout
+    numbers = json.loads((out / "figures/inspect_data.json").read_text())
+    assert numbers["audit"]["planted"]["all"]["planted"] == 6
+    assert np.sum(numbers["audit"]["joint"]) == pytest.approx(1)
+    assert len((out / "data/label_ranking.csv").read_text().splitlines()) == 1 + 100
+    with Image.open(out / "figures/inspect_data_joint.png") as image:
+        assert np.asarray(image).std() > 10
+
+    file = out / "data/label_suspects.csv"
+    with file.open(newline="") as opened:
+        rows = list(csv.DictReader(opened))
+    assert len(rows) == len(numbers["audit"]["suspects"]) > 1
+    rows[0]["accept"], rows[1]["accept"] = "yes", "drop"
+    with file.open("w", newline="") as opened:
+        writer = csv.DictWriter(opened, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    trained = in_process("train.py", "original", *shared, "--label-fixes", file)
+    assert trained.returncode == 0, trained.stderr
+    assert "Label fixes: 1 relabelled, 1 dropped" in trained.stdout
+    result = json.loads((out / "models/original.json").read_text())
+    assert sum(result["examples"]) == 99
+    assert result["data"]["label_fixes"]["relabelled"] == 1
+    checkpoint = models.load_checkpoint(out / "models/original.pt")
+    assert checkpoint.data == result["data"]
+    clean = in_process("train.py", "original", *shared[:5], "--label-fixes", file)
+    assert clean.returncode == 2
+    assert is_one_line(clean.stderr, "line 2: made for other images or labels")
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -273,6 +312,12 @@ def test_a_network_that_is_never_right_is_named(in_process, monkeypatch):
         (["inspect_data.py", "--train-counts", "many"], ["--train-counts", "whole number"]),
         (["inspect_data.py", "--data", "nowhere"], ["--data nowhere", "synthetic"]),
         (["inspect_data.py", "--colour"], ["--colour", "--help"]),
+        (["evaluate.py", "--label-noise", "cat"], ["'cat' is not CLASS:SHARE", "cat:0.2"]),
+        (["evaluate.py", "--label-noise", "cat:2"], ["--label-noise", "share from 0"]),
+        (
+            ["inspect_data.py", "--audit-labels", "--validation", "0.1"],
+            ["--audit-labels", "leave out"],
+        ),
         (["evaluate.py", "nothing.pt"], ["nothing.pt", "train.py makes one"]),
         (["adversarial.py", "--epsilons", "-1"], ["--epsilons", "from 0 to 255"]),
         (["adversarial.py", "--epsilon", "256"], ["--epsilon", "from 0 to 255"]),
