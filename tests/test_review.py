@@ -394,6 +394,9 @@ def test_the_filter_hides_and_still_saves_all(opened):
         assert names.all_inner_texts() == [f"Image {index}" for index in shown]
     show.select_option("truck")
     assert decided(page) == ["yes", "", "yes", "drop", "no", ""]
+    page.get_by_label("Accept all undecided").fill("0")
+    page.get_by_role("button", name="Accept all").click()
+    assert decided(page) == ["yes", "yes", "yes", "drop", "no", "yes"]  # as its label says
     show.select_option("")
     assert names.count() == len(SUSPECTS)
 
@@ -403,6 +406,9 @@ def test_the_keyboard_decides_and_enter_loses_nothing(opened):
     card(page, 7).get_by_label("suggested").focus()
     for key in ("Tab", "Space", "Enter", *["Tab"] * 4, "Space"):
         page.keyboard.press(key)
+    # What Enter does in a box is left to browsers; some submit the form, which would reload.
+    submit = "form => form.dispatchEvent(new Event('submit', {cancelable: true}))"
+    assert not page.locator("#decisions").evaluate(submit)
     assert decided(page) == ["yes", "drop", "yes", "drop", "no", ""]
 
 
@@ -422,7 +428,17 @@ def test_warns_of_changes_that_were_not_saved(opened):
     accept(page, 2).check()
     page.reload()
     assert warnings == ["beforeunload"]
-    assert decided(page) == [row[5] for row in UNTOUCHED]
+
+
+def test_starts_with_the_files_decisions_whenever_it_is_opened(opened):
+    page = opened()
+    accept(page, 2).check()
+    card(page, 2).get_by_label("suggested").select_option("car")
+    page.get_by_label("Show").select_option("cat")
+    page.goto("about:blank")
+    page.go_back()
+    assert rows(page) == UNTOUCHED
+    assert page.get_by_label("Show").input_value() == ""
 
 
 def test_without_suspects_the_figures_can_be_enlarged(opened):
