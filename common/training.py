@@ -8,6 +8,7 @@ import itertools
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -219,6 +220,7 @@ def train_steps(
     weights = losses.class_weights(recipe, counts)
     trained = [p for p in network.parameters() if p.requires_grad]
     flat, gradients = optimizers.flattened(trained, stack)
+    own_gradients = [p.grad for p in trained]  # views of `gradients`
     optimize = optimizers.make(recipe, flat, gradients)
     # The order has generators of its own, so that networks with and without dropout, or on
     # different devices, see the same batches.
@@ -229,7 +231,9 @@ def train_steps(
     changed = bool(recipe.augment) or recipe.mix != "none"
     if isinstance(network, models.SimpleCNN):
         network.dropout.generators = [_generator(seed, device) for seed in seeds]
-    mixed_precision = precision(recipe, device) == "bfloat16"
+    autocast: AbstractContextManager = nullcontext()
+    if precision(recipe, device) == "bfloat16":
+        autocast = torch.autocast(device.type, torch.bfloat16)
     for epoch in itertools.count():
         _train_mode(network)
         prior = balance.class_shares(counts.cpu(), recipe, epoch).float().to(device)
@@ -241,7 +245,7 @@ def train_steps(
         ]
         batches = torch.stack(orders).to(device).split(recipe.batch_size, 1)
         for step, batch in enumerate(batches, epoch * len(batches)):  # (K or 1, N)
-            x, y = pixels(images[batch.flatten()]), labels[batch]
+            x, y = pixels(images.index_select(0, batch.flatten())), labels[batch]
             if changed:
                 drawn = zip(x.split(batch.shape[1]), y, pixels_of, mix_of, strict=True)
                 x, partners, shares = _together([_changed(*one, recipe) for one in drawn])
@@ -259,14 +263,13 @@ def train_steps(
                 )
             if len(parts) > 1:
                 x = x.unflatten(0, batch.shape)
-            with torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision):
+            with autocast:
                 logits = network(x).view(stack, -1, classes).float()
             if recipe.mix == "none":
                 loss = losses.weighted_mean(losses.of_each(loss_of, logits, y), y, in_use)
             else:
                 loss = losses.mixed(loss_of, logits, y, partners, shares, in_use)
-            for p, g in zip(trained, torch.autograd.grad(loss.sum(), trained), strict=True):
-                p.grad.copy_(g)
+            torch._foreach_copy_(own_gradients, torch.autograd.grad(loss.sum(), trained))
             optimize(torch.tensor(rates(step), device=device)[:, None])
             yield loss.detach()
 
