@@ -111,7 +111,7 @@ def rows(
 def _search(a: torch.Tensor, b: torch.Tensor, same: bool) -> list[Pair]:
     """Duplicates of a and b, each pair once, at its closest; same: only with first < second."""
     # In numpy: the check is thousands of short steps, and on busy cores torch's threads waited
-    # for each other at every one (ten times as long, measured beside two trainings).
+    # for each other at every one (eight times as long, measured beside trainings).
     a, b = a.numpy(), b.numpy()
     best: dict[tuple[int, int], Pair] = {}
     # In this order, and the first of equals stays: a symmetrical image is not called mirrored.
