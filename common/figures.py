@@ -472,6 +472,7 @@ def range_test(path: Path, test: RangeTest, title: str, caption: str) -> Path:
     axes.set_xlabel("learning rate, logarithmic, growing from step to step")
     axes.set_ylabel("training loss (nats)")
     axes.legend()
+    return _save(figure, path)
 
 
 def attack_curves(

@@ -177,16 +177,17 @@ def caution(checkpoint: Checkpoint, split: Split) -> str:
 
 
 def duplicates(rows: Sequence[dict[str, Any]]) -> str:
-    """How many duplicates there are, of each kind, within and between the parts."""
-    lines = [f"{'duplicates':18}{'exact':>9}{'near':>9}{'conflicting labels':>22}"]
+    """How many pairs of duplicates there are, within and between the parts."""
+    lines = [f"{'duplicate pairs':18}{'exact':>9}{'near':>9}{'conflicting labels':>22}"]
     for parts in (("train", "train"), ("train", "test")):
         some = [r for r in rows if (r["first_part"], r["second_part"]) == parts]
         exact = sum(r["kind"] == "exact" for r in some)
         conflicts = sum(r["conflict"] == "yes" for r in some)
         name = "within train" if parts[0] == parts[1] else "train and test"
         lines.append(f"{name:18}{exact:9}{len(some) - exact:9}{conflicts:22}")
-    leaks = {r["second_index"] for r in rows if r["second_part"] == "test"}
-    lines.append(f"Test images that a train image shows as well: {len(leaks)}")
+    leaks = [r for r in rows if r["second_part"] == "test"]
+    test, train = (len({r[f"{side}_index"] for r in leaks}) for side in ("second", "first"))
+    lines.append(f"Test images that train images show as well: {test} (shown by {train})")
     return "\n".join(lines)
 
 

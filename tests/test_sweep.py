@@ -189,6 +189,7 @@ def test_a_sweep_shows_every_rate_and_is_not_trained_twice(in_process, tmp_path)
     assert times == {p.name: p.stat().st_mtime_ns for p in (out / "models").iterdir()}
     ranged = in_process("lr_sweep.py", *shared, "--range-test").stdout
     assert f"by validation G-mean: {saved['best_rate']:g} (" in ranged
+    assert (out / "figures/lr_sweep_original_range_test.png").stat().st_size > 10_000
     other = in_process("lr_sweep.py", "sampler", *shared, "--range-test").stdout
     assert "first run: python lr_sweep.py sampler" in other
 
