@@ -122,7 +122,7 @@ def main(args):
         folder / "inspect_data.html",
         title="What is in the images",
         facts=text.facts(split),
-        figures=[(path.stem, path) for path in pictures],
+        figures=[(path.stem.removeprefix("inspect_data_"), path) for path in pictures],
         suspects=suspects,
         images=images,
         classes=classes,

@@ -24,12 +24,16 @@ def duplicates(
     n: str,
     most: int = 32,
 ) -> Path:
-    """Pairs of `duplicates.rows` side by side: conflicts first, then the most similar first.
+    """Pairs of `duplicates.rows` side by side: conflicts, then leaks into the test part, then
+    the rest, each the most similar first.
 
     rows: at least one; images: part -> uint8 (N, 3, 32, 32); n: how many were searched, in
     words. At most `most` pairs are shown.
     """
-    ranked = sorted(rows, key=lambda row: (not row["conflict"], row["distance"]))
+    ranked = sorted(
+        rows,
+        key=lambda row: (not row["conflict"], row["second_part"] != "test", row["distance"]),
+    )
     shown = ranked[:most]
     lines = -(-len(shown) // COLUMNS)
     conflicts = sum(bool(row["conflict"]) for row in rows)
@@ -37,7 +41,7 @@ def duplicates(
         3.3 * COLUMNS,
         1.5 * lines + 0.8,
         "Duplicates, with their place in their part of the data: conflicting labels first,"
-        " then the most similar",
+        " then train and test, then the most similar",
         f"{source}; n = {n}; {len(shown):,} of {len(rows):,} pairs shown, {conflicts:,}"
         " of all with conflicting labels; a number is a distance (0: identical pixels)",
     )

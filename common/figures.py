@@ -297,7 +297,7 @@ def label_joint(
         f"confident learning: about {off * n:,.0f} ({off:.1%}) have a wrong label",
     )
     shares = joint / joint.sum(1, keepdims=True)
-    cells = [[f"{value:,.1f}" for value in row] for row in joint * n]
+    cells = [[f"{value:,.0f}" for value in row] for row in joint * n]
     axes = _matrix(figure, shares, cells, classes, "share of the given label")
     axes.set_xlabel("true label (estimated)")
     axes.set_ylabel("given label")

@@ -201,7 +201,7 @@ def audit(
         f"{'given':{width}}  " + "".join(f"{name:>10}" for name in classes),
     ]
     for name, row in zip(classes, found.joint * n, strict=True):
-        lines.append(f"{name:{width}}  " + "".join(f"{value:10,.1f}" for value in row))
+        lines.append(f"{name:{width}}  " + "".join(f"{value:10,.0f}" for value in row))
     by_given = [sum(s.given == name for s in suspects) for name in classes]
     counts = ", ".join(
         f"{k} given as {name}" for k, name in zip(by_given, classes, strict=True)

@@ -223,3 +223,62 @@ def test_a_class_can_not_lose_its_last_image(load, tmp_path):
 def test_noise_of_no_class_is_refused(load, noise, words):
     with pytest.raises(InputError, match=words):
         load(label_noise=noise)
+
+
+SUSPECTS = [
+    relabel.Suspect(3, "a.png", "car", "cat", 0.91234),
+    relabel.Suspect(5, 'with, comma "and" quotes.png', "cat", "car", 0.5),
+]
+
+
+def test_suspects_are_read_as_they_were_written(tmp_path):
+    path = tmp_path / "data/suspects.csv"
+    assert relabel.write_suspects(path, SUSPECTS, "abc") == SUSPECTS
+    read = relabel.read_suspects(path, "abc")
+    assert [s._replace(confidence=0) for s in read] == [
+        s._replace(confidence=0) for s in SUSPECTS
+    ]
+    assert [s.confidence for s in read] == [0.9123, 0.5]
+    assert relabel.read_suspects(path, "other") == []
+    assert relabel.read_suspects(tmp_path / "none.csv", "abc") == []
+
+
+def test_another_audit_keeps_what_was_decided(tmp_path):
+    path = tmp_path / "suspects.csv"
+    decided = [SUSPECTS[0]._replace(accept="yes", suggested="truck"), SUSPECTS[1]]
+    decided += [relabel.Suspect(9, "", "car", "cat", 0.4, "no")]
+    relabel.write_suspects(path, decided, "abc")
+    again = [SUSPECTS[1]._replace(confidence=0.6), SUSPECTS[0], SUSPECTS[0]._replace(index=1)]
+    kept = relabel.write_suspects(path, again, "abc")
+    assert [(s.index, s.suggested, s.accept) for s in kept] == [
+        (5, "car", ""), (3, "truck", "yes"), (1, "cat", ""), (9, "cat", "no"),
+    ]  # fmt: skip
+    assert kept[0].confidence == 0.6
+    assert relabel.read_suspects(path, "abc")[1:] == [
+        s._replace(confidence=round(s.confidence, 4)) for s in kept[1:]
+    ]
+
+
+def test_decisions_on_other_labels_are_moved_aside_not_lost(tmp_path):
+    path = tmp_path / "suspects.csv"
+    relabel.write_suspects(path, [SUSPECTS[0]._replace(accept="drop")], "abc")
+    before = path.read_bytes()
+    assert relabel.write_suspects(path, SUSPECTS, "xyz") == SUSPECTS
+    assert (tmp_path / "suspects-abc.csv").read_bytes() == before
+    relabel.write_suspects(path, SUSPECTS[:1], "uvw")  # nothing was decided on xyz
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["suspects-abc.csv", "suspects.csv"]
+
+
+def test_leaks_are_dropped_from_train_and_recorded(image_folder):
+    full = {"train_counts": ["full"], "test_counts": ["full"], "cache": image_folder}
+    for i, name in ((2, "0001.png"), (5, "0003.png")):
+        copied = (image_folder / "test/cat" / name).read_bytes()
+        (image_folder / f"train/truck/{i:04}.png").write_bytes(copied)
+    whole = dataset.load(str(image_folder), **full)
+    kept = dataset.load(str(image_folder), **full, drop_leaks=True)
+    gone = [f"train/truck/{i:04}.png" for i in (2, 5)]
+    assert list(kept.train_files) == [f for f in whole.train_files if f not in gone]
+    assert kept.train.counts(3) == [8, 6, 8]
+    assert results.data_record(kept)["leaks_dropped"] == 2
+    assert "left out as duplicates of test images: 2" in text.images(kept)
+    assert kept.fingerprint.partition("-")[2] == whole.fingerprint.partition("-")[2]
