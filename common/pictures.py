@@ -160,6 +160,10 @@ def adversarial(
         title = f"{name}: what C does to the optimised noise"
         least = noises["zeros start"]["medians"][key]
         saved.append(figures.noise_tradeoff(path, tradeoff, least, key, title, few))
+    wanted = {
+        "fgsm": list(classes),
+        "noise": [f"{classes[k]} to {classes[target]}" for k, target in pairs],
+    }
     for file, rows, title, caption in (
         ("fgsm", fgsm_rows(network, test, classes, epsilons),
          f"{name}: FGSM", "the first image of each class that the network gets right"),
@@ -171,6 +175,9 @@ def adversarial(
          "the first images of each class; row names: what the noise was learned for"),
     ):  # fmt: skip
         if rows:
+            missing = [row for row in wanted.get(file, ()) if row not in rows]
+            if missing:
+                caption += f"; none to show of: {', '.join(missing)}"
             path = Path(f"{prefix}_{file}.png")
             saved.append(figures.picture_grid(path, rows, title, f"{about}\n{caption}"))
     return saved

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from conftest import random_part
 from PIL import Image
 
-from common import comparison, figures, metrics, statistics
+from common import comparison, contact_sheets, figures, metrics, pictures, statistics
+from common.relabel import Suspect
+from common.sweep import RangeTest
 
 CLASSES = ("car", "truck", "cat")
 PART = random_part((30, 12, 6))
@@ -53,6 +57,18 @@ def drawn(path):
         ),
         "noise_tradeoff": lambda: figures.noise_tradeoff(
             path, {0.01: fooled, 0.1: missed}, 3.0, "L1", "A title", about
+        ),
+        "label_joint": lambda: figures.label_joint(
+            path, np.array([[40, 2, 0], [1, 3, 0], [0, 1, 1]]) / 48, CLASSES, 48, SOURCE
+        ),
+        "suspects": lambda: contact_sheets.suspects(
+            path, [Suspect(i, "", "truck", "cat", 0.5) for i in range(9)], PART.images, SOURCE
+        ),
+        "range_test": lambda: figures.range_test(
+            path,
+            RangeTest([0.1, 0.2, 0.4], [2.0, 1.0, 3.0], [2.0, 1.5, 2.0], 0.2, 0.4),
+            "A title",
+            about,
         ),
         "loss": lambda: figures.loss(path, [2.0, 1.0], [2.5], "A title", f"{SOURCE}; n = 48"),
     }
@@ -142,3 +158,28 @@ def test_noise_is_shown_around_grey():
     grey = figures.noise_picture(noise, 3, grey=True)
     assert torch.allclose(grey[0], torch.tensor([[0.6, 0.0], [0.5, 1.0]]))
     assert torch.equal(grey[0], grey[1])
+
+
+def test_a_row_that_has_nothing_to_show_is_named(monkeypatch):
+    captions = {}
+    cell = {"car": [], "car to cat": []}
+    for name, rows in (("fgsm", "car"), ("noise", "car to cat")):
+        monkeypatch.setattr(
+            pictures, f"{name}_rows", lambda *a, row=rows, **k: {row: cell[row]}
+        )
+    monkeypatch.setattr(pictures, "universal_rows", lambda *a, **k: {})
+    monkeypatch.setattr(figures, "attack_curves", lambda path, *a: path)
+    monkeypatch.setattr(
+        figures,
+        "picture_grid",
+        lambda path, rows, title, caption: captions.update({path.stem: caption}),
+    )
+    sweep = SimpleNamespace(outcomes={})
+    pictures.adversarial(
+        "a", None, random_part((2, 2, 2)), ("car", "truck", "cat"), "source", "net",
+        {"net": dict.fromkeys(("FGSM", "PGD", "MI-FGSM"), sweep)},
+        {"zeros start": {"images": 6}}, {},
+        pairs=[(0, 2), (1, 0)], c=0.1, norm="l1", steps=1, epsilon=8, epsilons=[],
+    )  # fmt: skip
+    assert captions["a_fgsm"].endswith("; none to show of: truck, cat")
+    assert captions["a_noise"].endswith("; none to show of: truck to car")
