@@ -30,6 +30,10 @@ def main(args):
     start = time.perf_counter()
     device = options.device(args)
     split = options.split(args)
+    root, fingerprint = options.output_dir(args), dataset.train_fingerprint(split)
+    suspects = []
+    if not args.validation:  # else an index would not be a place in split.train
+        suspects = relabel.read_suspects(root / "data" / SUSPECTS, fingerprint)
     classes, source = split.classes, split.source
     images, labels = split.train
     parts = {"train": split.train, "validation": split.validation, "test": split.test}
@@ -85,18 +89,13 @@ def main(args):
     print(f"\nUnusual train images: {numbers}")
     print(f"(over {statistics.OUTLIER_DISTANCE:g} robust standard deviations from the median)")
 
-    root = options.output_dir(args)
-    folder = root / "figures"
-    found, files = find_duplicates(split, root)
-    suspects, audited, more = [], {}, []
+    copies, files = find_duplicates(split, root)
+    audited = {}
     if args.audit_labels:
         suspects, audited, more = audit_labels(args, device, split, root)
-    elif not args.label_fixes:
-        suspects = relabel.read_suspects(
-            root / "data" / SUSPECTS, dataset.train_fingerprint(split)
-        )
-    files += more
+        files += more
 
+    folder = root / "figures"
     ringed = sorted({int(i) for found in unusual.values() for i in found})
     titles = [
         f"{i}: {classes[label]}\nb {brightness[i]:.2f}, c {contrast[i]:.2f}"
@@ -126,7 +125,7 @@ def main(args):
         suspects=suspects,
         images=images,
         classes=classes,
-        fingerprint=dataset.train_fingerprint(split),
+        fingerprint=fingerprint,
         csv_name=SUSPECTS,
     )
     results.save_result(
@@ -141,7 +140,7 @@ def main(args):
         order=order._asdict(),
         train_and_test={name: outcome._asdict() for name, outcome in alike.items()},
         outliers={kind: found.tolist() for kind, found in unusual.items()},
-        duplicates=found,
+        duplicates=copies,
         **audited,
     )
     options.print_saved(*saved, *files, page, folder / "inspect_data.json")

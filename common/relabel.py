@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -56,12 +56,12 @@ def write_suspects(path: Path, suspects: Sequence[Suspect], fingerprint: str) ->
     An earlier file for other images or labels is first moved to NAME-FINGERPRINT.csv, if a
     decision is in it.
     """
-    earlier = _rows(path) if path.exists() else []
-    decided = [row for row in earlier if row["accept"].strip()]
-    if decided and decided[0]["data"] != fingerprint:
-        path.rename(path.with_stem(f"{path.stem}-{decided[0]['data']}"))
+    earlier = _read(path) if path.exists() else []
+    decided = [(suspect, data) for suspect, data in earlier if suspect.accept]
+    if decided and decided[0][1] != fingerprint:
+        path.rename(path.with_stem(f"{path.stem}-{decided[0][1]}"))
         decided = []
-    kept = {int(row["index"]): _suspect(row) for row in decided}
+    kept = {suspect.index: suspect for suspect, _ in decided}
     suspects = [kept.pop(suspect.index, suspect) for suspect in suspects] + list(kept.values())
     save_table(path, as_rows(suspects, fingerprint), COLUMNS)
     return suspects
@@ -76,24 +76,16 @@ def as_rows(suspects: Sequence[Suspect], fingerprint: str) -> list[dict[str, str
 
 
 def read_suspects(path: Path, fingerprint: str) -> list[Suspect]:
-    """The suspects in `path`; none where there is no such file or it is for other labels."""
-    rows = _rows(path) if path.exists() else []
-    return [_suspect(row) for row in rows if row["data"] == fingerprint]
+    """The suspects in `path`; none where there is no such file or it is for other labels.
+
+    Raises InputError as `read_fixes` does for a row that can't be read.
+    """
+    rows = _read(path) if path.exists() else []
+    return [suspect for suspect, data in rows if data == fingerprint]
 
 
-def _suspect(row: dict[str, str]) -> Suspect:
-    return Suspect(
-        int(row["index"]),
-        row["file"],
-        row["given"],
-        row["suggested"],
-        float(row["confidence"]),
-        row["accept"],
-    )
-
-
-def _rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a file with COLUMNS. Raises InputError where it is none."""
+def _read(path: Path) -> list[tuple[Suspect, str]]:
+    """The rows of a file with COLUMNS, each with what it has as `data`."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:  # a spreadsheet adds a BOM
             reader = csv.DictReader(file, restval="")
@@ -106,7 +98,22 @@ def _rows(path: Path) -> list[dict[str, str]]:
             f"{path}: has no column {', '.join(missing)};"
             " inspect_data.py --audit-labels writes such a file"
         )
-    return rows
+    return [(_suspect(row, f"{path}: line {n}"), row["data"]) for n, row in enumerate(rows, 2)]
+
+
+def _suspect(row: dict[str, str], where: str) -> Suspect:
+    index, confidence, accept = row["index"], row["confidence"], row["accept"].strip().lower()
+    if not index.isdecimal():
+        raise InputError(f"{where}: index {index!r} is not a whole number")
+    try:
+        sure = float(confidence)
+    except ValueError:
+        sure = math.nan
+    if not 0 <= sure <= 1:
+        raise InputError(f"{where}: confidence {confidence!r} is not a number from 0 to 1")
+    if accept not in DECISIONS:
+        raise InputError(f"{where}: accept is {row['accept']!r}; put yes, drop, no or nothing")
+    return Suspect(int(index), row["file"], row["given"], row["suggested"], sure, accept)
 
 
 class Fixes(NamedTuple):
@@ -132,35 +139,31 @@ def read_fixes(
     sense, and one that accepts nothing.
     """
     relabelled, dropped = {}, []
-    for line, row in enumerate(_rows(path), 2):
-
-        def wrong(what: str, line: int = line) -> InputError:
-            return InputError(f"{path}: line {line}: {what}")
-
-        if row["data"] != fingerprint:
-            raise wrong(
-                f"made for other images or labels ({row['data']}, these are {fingerprint});"
+    for line, (suspect, data) in enumerate(_read(path), 2):
+        i, decision, where = suspect.index, suspect.accept, f"{path}: line {line}"
+        if data != fingerprint:
+            raise InputError(
+                f"{where}: made for other images or labels ({data}, these are {fingerprint});"
                 " audit these with inspect_data.py --audit-labels"
             )
-        index, given, suggested = row["index"], row["given"], row["suggested"]
-        if not index.isdecimal() or int(index) >= len(labels):
-            raise wrong(f"index {index!r} is not a place in {len(labels)} train images")
-        i = int(index)
+        if i >= len(labels):
+            raise InputError(f"{where}: there are {len(labels)} train images, none is {i}")
         if i in relabelled or i in dropped:
-            raise wrong(f"image {i} is there twice")
-        if given != classes[labels[i]]:
-            raise wrong(f"image {i} is given as {classes[labels[i]]}, not as {given!r}")
-        if suggested not in classes:
-            raise wrong(f"suggested {suggested!r} is none of {', '.join(classes)}")
-        decision = row["accept"].strip().lower()
-        if decision not in DECISIONS:
-            raise wrong(f"accept is {row['accept']!r}; put yes, drop, no or nothing")
-        if accept_above is not None and not decision:
-            decision = "yes" if _confidence(row, wrong) >= accept_above else ""
+            raise InputError(f"{where}: image {i} is there twice")
+        if suspect.given != classes[labels[i]]:
+            raise InputError(
+                f"{where}: image {i} is given as {classes[labels[i]]}, not {suspect.given!r}"
+            )
+        if suspect.suggested not in classes:
+            raise InputError(
+                f"{where}: suggested {suspect.suggested!r} is none of {', '.join(classes)}"
+            )
+        if not decision and accept_above is not None and suspect.confidence >= accept_above:
+            decision = "yes"
         if decision == "drop":
             dropped.append(i)
         elif decision == "yes":
-            relabelled[i] = classes.index(suggested)
+            relabelled[i] = classes.index(suspect.suggested)
     if not relabelled and not dropped:
         raise InputError(
             f"{path}: accepts nothing; put yes or drop in its column accept, or"
@@ -171,13 +174,3 @@ def read_fixes(
         torch.tensor(list(relabelled.values()), dtype=torch.int64),
         torch.tensor(dropped, dtype=torch.int64),
     )
-
-
-def _confidence(row: dict[str, str], wrong: Callable[[str], InputError]) -> float:
-    try:
-        value = float(row["confidence"])
-    except ValueError:
-        value = math.nan
-    if not 0 <= value <= 1:
-        raise wrong(f"confidence {row['confidence']!r} is not a number from 0 to 1")
-    return value

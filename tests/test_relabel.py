@@ -175,12 +175,13 @@ def test_a_file_for_other_labels_is_refused(load, tmp_path):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"index": "x"}, "line 2: index 'x' is not a place in 90 train images"),
-        ({"index": "90"}, "line 2: index '90' is not a place"),
-        ({"given": "boat"}, "line 2: image 0 is given as .*, not as 'boat'"),
+        ({"index": "x"}, "line 2: index 'x' is not a whole number"),
+        ({"index": "90"}, "line 2: there are 90 train images, none is 90"),
+        ({"given": "boat"}, "line 2: image 0 is given as .*, not 'boat'"),
         ({"suggested": "boat"}, "line 2: suggested 'boat' is none of car, truck, cat"),
         ({"accept": "maybe"}, "line 2: accept is 'maybe'; put yes, drop, no or nothing"),
-        ({"accept": "", "confidence": "high"}, "line 2: confidence 'high' is not a number"),
+        ({"confidence": "high"}, "line 2: confidence 'high' is not a number from 0 to 1"),
+        ({"confidence": "99"}, "line 2: confidence '99' is not a number from 0 to 1"),
         ({"accept": "no"}, "accepts nothing"),
     ],
 )

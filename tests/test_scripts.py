@@ -59,6 +59,9 @@ def test_labels_are_audited_and_the_users_decisions_trained_on(in_process, tmp_p
     with Image.open(out / "figures/inspect_data_joint.png") as image:
         assert np.asarray(image).std() > 10
 
+    page = (out / "figures/inspect_data.html").read_text()
+    assert page.count('class="suspect"') == len(numbers["audit"]["suspects"])
+
     file = out / "data/label_suspects.csv"
     with file.open(newline="") as opened:
         rows = list(csv.DictReader(opened))
