@@ -45,8 +45,8 @@ RESULTS = {
 
 def test_labels_are_audited_and_the_users_decisions_trained_on(in_process, tmp_path):
     out = tmp_path / "out"
-    shared = ["--dry-run", "--threads", 1, "--output-dir", out]
-    shared += ["--label-noise", "cat:0.2", "truck:0.1"]
+    usual = ["--dry-run", "--threads", 1, "--output-dir", out, "--data", "synthetic"]
+    shared = [*usual, "--label-noise", "cat:0.2", "truck:0.1"]
     audited = in_process("inspect_data.py", "--audit-labels", *shared)
     assert audited.returncode == 0, audited.stderr
     assert max(map(len, audited.stdout.splitlines())) <= 80
@@ -79,7 +79,7 @@ def test_labels_are_audited_and_the_users_decisions_trained_on(in_process, tmp_p
     assert result["data"]["label_fixes"]["relabelled"] == 1
     checkpoint = models.load_checkpoint(out / "models/original.pt")
     assert checkpoint.data == result["data"]
-    clean = in_process("train.py", "original", *shared[:5], "--label-fixes", file)
+    clean = in_process("train.py", "original", *usual, "--label-fixes", file)
     assert clean.returncode == 2
     assert is_one_line(clean.stderr, "line 2: made for other images or labels")
 
