@@ -32,8 +32,8 @@ from lr_sweep import RATES
 
 CPU = torch.device("cpu")
 EPOCH = replace(ORIGINAL, epochs=1)
-# Without cutout, of which torchvision has another kind.
-RESNET_EPOCH = replace(RESNET, epochs=1, augment=("flip", "crop"))
+# Without cutout, of which torchvision has another kind, and in the loop's precision.
+RESNET_EPOCH = replace(RESNET, epochs=1, augment=("flip", "crop"), precision="float32")
 RESNET_STEPS, PROFILE_STEPS = 10, 200
 SWEEP_EPOCHS = 4  # of 20
 SHORTER = 10  # report A's runs have a tenth of their epochs here
@@ -243,12 +243,17 @@ def _spread(values: Sequence[float]) -> str:
 def _against_the_loop(s: Setting, recipe: Recipe, part: Part, title: str) -> Iterator[Table]:
     """fit() and the reference, on one core, and on CUDA where there is any."""
 
+    faster = replace(recipe, precision="auto")
+
     def sides(part: Part, device: torch.device) -> Sides:
-        return {
+        found = {
             "fit()": lambda: _fit(part, recipe, device),
             "loop, 0 workers": lambda: _loop(part, recipe, device),
             "loop, 2 workers": lambda: _loop(part, recipe, device, workers=2),
         }
+        if recipe.network == "resnet9" and training.precision(faster, device) == "bfloat16":
+            found["fit(), in bfloat16"] = lambda: _fit(part, faster, device)
+        return found
 
     with _cores(1):
         alternate(sides(_first(part, 8), CPU), 1)  # for the first step's imports
