@@ -229,7 +229,8 @@ FIELD = {
     "balanced-softmax": replace(ORIGINAL, loss="balanced-softmax"),
     "logit-adjusted": replace(ORIGINAL, loss="logit-adjusted"),
     "post-hoc": replace(ORIGINAL, post_hoc="logit-adjustment"),
-    "tau-normalisation": replace(ORIGINAL, post_hoc="tau-normalisation"),
+    # tau has the best validation G-mean, mean of five seeds, of 0 to 6 (README).
+    "tau-normalisation": replace(ORIGINAL, post_hoc="tau-normalisation", tau=3.0),
     "crt": replace(ORIGINAL, post_hoc="crt"),
     "borderline-smote": replace(ORIGINAL, resample="borderline-smote"),
     "adasyn": replace(ORIGINAL, resample="adasyn"),
