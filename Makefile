@@ -13,7 +13,7 @@ run: .venv/run.stamp
 	$(BIN)/python adversarial.py
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4
 
 bench: .venv/run.stamp
 	$(BIN)/python benchmarks/run.py
