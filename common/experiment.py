@@ -151,7 +151,7 @@ def train_all(
             yield run, result
     # Runs that are trained as one take less time, but not less than if some had no work.
     size = 1 if cluster else -(-len(runs) // jobs)
-    groups = _groups(missing, size)
+    groups = _groups(missing, size, torch.device(device))
     if jobs > 1:  # the longest first, so that none is left to one process at the end
         groups.sort(key=_length, reverse=True)
     for run, (result, checkpoint) in _trained(groups, split, jobs, cluster, how):
@@ -218,13 +218,20 @@ def _length(group: Sequence[Run]) -> int:
     return recipe.epochs * (1 + recipe.copies) * larger * len(group)
 
 
-def _groups(runs: Sequence[Run], size: int) -> list[list[Run]]:
-    """The runs of each recipe, at whatever learning rate, in groups of at most `size`."""
+def _groups(runs: Sequence[Run], size: int, device: torch.device) -> list[list[Run]]:
+    """The runs of each recipe, at whatever learning rate, in groups of at most `size`.
+
+    Runs that can't be trained as one are by themselves, so that each is kept when it ends.
+    """
     groups: list[list[Run]] = []
     for run in runs:
         last = groups[-1] if groups else []
         rate = run.recipe.learning_rate
-        if 0 < len(last) < size and replace(last[0].recipe, learning_rate=rate) == run.recipe:
+        if (
+            0 < len(last) < size
+            and replace(last[0].recipe, learning_rate=rate) == run.recipe
+            and training.can_train_together(run.recipe, device)
+        ):
             last.append(run)
         else:
             groups.append([run])

@@ -116,12 +116,14 @@ def test_side_by_side_the_longest_go_first_and_one_at_a_time_in_the_order_given(
         ("aaaaa", 3, ["aaa", "aa"]),
         ("aabb", 9, ["aa", "bb"]),
         ("ab", 1, ["a", "b"]),
+        ("ccaa", 9, ["c", "c", "aa"]),  # else the first would be kept only after the last
         ("", 1, []),
     ],
 )
-def test_groups_hold_one_recipe_each(runs, size, expected):
-    recipes = {"a": TINY, "b": replace(TINY, momentum=0.5)}
-    groups = experiment._groups([experiment.Run(n, recipes[n], 0) for n in runs], size)
+def test_groups_hold_one_recipe_each_and_what_trains_as_one(runs, size, expected):
+    recipes = {"a": TINY, "b": replace(TINY, momentum=0.5), "c": replace(TINY, ema=0.5)}
+    runs = [experiment.Run(name, recipes[name], 0) for name in runs]
+    groups = experiment._groups(runs, size, torch.device("cpu"))
     assert ["".join(run.name for run in group) for group in groups] == expected
 
 
