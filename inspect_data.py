@@ -205,7 +205,8 @@ def audit_labels(args, device, split, root):
         numbers["planted"] = audit.against_truth(
             found, labels, split.true_labels.numpy(), classes
         )
-        print(f"\n{text.planted(numbers['planted'])}")
+        if numbers["planted"]:
+            print(f"\n{text.planted(numbers['planted'])}")
     ranking = audit.ranking(found, labels, classes, split.train_files)
     figure = root / "figures" / "inspect_data_"
     files = [

@@ -212,7 +212,7 @@ def against_truth(
 
     recall and, for all, precision: of the list of suspects. The rest are average precisions of
     the rankings by the probability of being wrong and by cleanlab's two scores; a class's own
-    errors are told from the rightly labelled images of all classes.
+    errors are told from the rightly labelled images of all classes. Empty without errors.
     """
     bad = labels != true_labels
     listed = np.zeros(len(labels), dtype=bool)
@@ -235,6 +235,6 @@ def against_truth(
             ranking: float(average_precision_score(positive[counted], score[counted]))
             for ranking, score in rankings.items()
         }
-    if listed.any():
+    if table and listed.any():
         table["all"]["precision"] = float(bad[listed].mean())
     return table

@@ -74,7 +74,10 @@ def checkpoint_record(path: Path, checkpoint: Checkpoint) -> dict[str, Any]:
 
 def save_table(path: Path, rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> Path:
     """Write rows as CSV to `path`, and return it."""
-    with replacing(path) as unfinished, unfinished.open("w", newline="") as file:
+    with (
+        replacing(path) as unfinished,
+        unfinished.open("w", newline="", encoding="utf-8") as file,
+    ):
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(rows)

@@ -129,6 +129,7 @@ def test_planted_errors_are_counted_by_hand():
     assert table["cat"]["wrong"] == pytest.approx(1 / 2)  # the truck is left out
     assert (table["truck"]["recall"], table["cat"]["recall"]) == (1.0, 0.0)
     assert "car" not in table
+    assert audit.against_truth(found, given, given, CLASSES) == {}
 
 
 @pytest.fixture
