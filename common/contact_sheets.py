@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from common.figures import _figure, _save, _show
 from common.relabel import Suspect
@@ -45,10 +47,7 @@ def duplicates(
         f"{source}; n = {n}; {len(shown):,} of {len(rows):,} pairs shown, {conflicts:,}"
         " of all with conflicting labels; a number is a distance (0: identical pixels)",
     )
-    grid = figure.subplots(lines, COLUMNS, squeeze=False)
-    for axes in grid.flat:
-        axes.set_axis_off()
-    for axes, row in zip(grid.flat, shown, strict=False):
+    for axes, row in zip(_places(figure, lines, COLUMNS), shown, strict=False):
         first, second = (
             images[row[f"{side}_part"]][row[f"{side}_index"]] for side in ("first", "second")
         )
@@ -76,13 +75,18 @@ def suspects(
         f"{source}; n = {len(images):,} train images; {len(shown):,} of {len(suspects):,}"
         " suspects shown; given -> suggested label, and its probability",
     )
-    grid = figure.subplots(lines, columns, squeeze=False)
-    for axes in grid.flat:
-        axes.set_axis_off()
-    for axes, s in zip(grid.flat, shown, strict=False):
+    for axes, s in zip(_places(figure, lines, columns), shown, strict=False):
         title = f"{s.index}\n{s.given} -> {s.suggested} {s.confidence:.0%}"
         _show(axes, images[s.index], title)
     return _save(figure, path)
+
+
+def _places(figure: Figure, lines: int, columns: int) -> list[Axes]:
+    """Places for pictures, line by line; one that stays empty shows no axes."""
+    places = figure.subplots(lines, columns, squeeze=False).flatten().tolist()
+    for axes in places:
+        axes.set_axis_off()
+    return places
 
 
 def _title(row: dict[str, Any]) -> str:

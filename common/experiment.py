@@ -42,11 +42,11 @@ Outcome = tuple[dict[str, Any], dict[str, Any] | None]
 def train(
     runs: Sequence[Run], split: Split, device: str, threads: int, deterministic: bool
 ) -> list[Outcome]:
-    """Train runs that differ in seed and learning rate. Returns each one's result and its
-    checkpoint's content.
+    """Train runs that differ in seed and learning rate; several only where
+    `training.can_train_together`. Returns each one's result and its checkpoint's content.
 
     Both are to be saved. A run whose loss stops being finite has a result that says so, and no
-    checkpoint. Where it can be, the runs are trained as one; "seconds" is then an equal part.
+    checkpoint. Runs with equally many examples are trained as one; "seconds" is an equal part.
     """
     start = time.perf_counter()
     # At a small network's batches two threads wait for each other longer than they work.
@@ -59,9 +59,7 @@ def train(
         for seed in {run.seed for run in runs}
     }
     counts = [part.counts(classes) for part in by_seed.values()]
-    if len(runs) > 1 and not (
-        training.can_train_together(recipe, on) and all(c == counts[0] for c in counts)
-    ):
+    if any(c != counts[0] for c in counts):  # ADASYN makes a number that depends on the seed
         return [train([run], split, device, threads, deterministic)[0] for run in runs]
     networks = [
         models.build(recipe.network, recipe.network_arguments(classes), run.seed)

@@ -5,7 +5,6 @@ import csv
 import io
 import shutil
 from html.parser import HTMLParser
-from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -13,6 +12,7 @@ from conftest import random_part
 from PIL import Image
 
 from common import review
+from common.relabel import Suspect
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "microsoft-edge")
 SIZES = {"desktop": (1200, 900), "phone": (360, 740)}
@@ -23,15 +23,6 @@ HOSTILE = (
 )
 LONG = "a-folder/" + 30 * "wide" + ".png"
 HEADER = ["index", "file", "given", "suggested", "confidence", "accept", "data"]
-
-
-class Suspect(NamedTuple):
-    index: int
-    file: str
-    given: str
-    suggested: str
-    confidence: float
-    accept: str
 
 
 SUSPECTS = (
