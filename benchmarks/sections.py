@@ -24,7 +24,7 @@ from joblib.externals.loky import get_reusable_executor
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import reference
-from common import balance, dataset, experiment, models, training
+from common import balance, dataset, duplicates, experiment, models, training
 from common.dataset import Part, Split
 from common.options import DEFAULT_CLASSES, ROOT
 from common.recipes import ORIGINAL, REPORT_A, RESNET, Recipe
@@ -36,6 +36,7 @@ EPOCH = replace(ORIGINAL, epochs=1)
 RESNET_EPOCH = replace(RESNET, epochs=1, augment=("flip", "crop"), precision="float32")
 RESNET_STEPS, PROFILE_STEPS = 10, 200
 SWEEP_EPOCHS = 4  # of 20
+SEARCHED = 3000  # images of CIFAR-10's test part in three classes
 SHORTER = 10  # report A's runs have a tenth of their epochs here
 # What an operator belongs to, by what stands in the name of the outermost one around it.
 GROUPS = {
@@ -171,6 +172,10 @@ def profiled(s: Setting) -> Iterator[Table]:
 
 def absolute(s: Setting) -> Iterator[Table]:
     sides = {"load the prepared images": partial(dataset.load, s.source, dry_run=s.quick)}
+    train, test = s.split.train.images, s.split.test.images
+    others = torch.cat([test] * -(-SEARCHED // len(test)))[:SEARCHED]
+    name = f"near duplicates, {len(train):,} against {len(others):,} images"
+    sides[name] = partial(duplicates.between, train, others)
     for script in sorted(ROOT.glob("*.py")):
         sides[f"{script.name} --help"] = partial(_python, script.name, "--help")
         sides[f"import {script.stem}"] = partial(_python, "-c", f"import {script.stem}")
