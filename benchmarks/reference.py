@@ -70,7 +70,7 @@ def plain(network: Network) -> nn.Module:
     """
     if not isinstance(network, SimpleCNN):
         return deepcopy(network)
-    dropout = network.dropout.p
+    dropout = network.dropout
     steps = OrderedDict(
         conv1=nn.Conv2d(3, 16, 5), relu1=nn.ReLU(), pool1=nn.MaxPool2d(2),
         conv2=nn.Conv2d(16, 16, 5), relu2=nn.ReLU(), pool2=nn.MaxPool2d(2),

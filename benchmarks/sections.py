@@ -21,10 +21,10 @@ from typing import Any
 
 import torch
 from joblib.externals.loky import get_reusable_executor
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import ProfilerActivity, profile, record_function
 
 from benchmarks import reference
-from common import balance, dataset, duplicates, experiment, models, training
+from common import balance, dataset, duplicates, experiment, kernels, models, training
 from common.dataset import Part, Split
 from common.options import DEFAULT_CLASSES, ROOT
 from common.recipes import ORIGINAL, REPORT_A, RESNET, Recipe
@@ -40,11 +40,11 @@ SEARCHED = 3000  # images of CIFAR-10's test part in three classes
 SHORTER = 10  # report A's runs have a tenth of their epochs here
 # What an operator belongs to, by what stands in the name of the outermost one around it.
 GROUPS = {
-    "convolutions with ReLU and pooling": ("conv", "pool"),
-    "fully connected layers": ("linear", "addmm", "tbackward"),
+    "all layers but the last": ("hidden", "conv", "pool"),
+    "the last layer": ("linear", "addmm", "matmul", "aten::sum"),
     "gathering the batch": ("aten::index", "aten::to", "aten::div_", "aten::split"),
-    "optimiser, adding up gradients": ("::mul_", "::add_", "::zero_", "accumulategrad"),
-    "other operators: dropout, ReLU, loss": ("",),
+    "optimiser": ("aten::add", "::sub_", "accumulategrad"),
+    "other operators: dropout, scaling, loss": ("",),
 }
 # Memory of a command, from a process that is itself small: a large one that starts another
 # has its own memory counted as the other's.
@@ -152,7 +152,7 @@ def profiled(s: Setting) -> Iterator[Table]:
     with _cores(1):
         _fit(part, EPOCH)
         usual = alternate({"": partial(_fit, part, EPOCH)}, s.repeats)[""]
-        with profile(activities=[ProfilerActivity.CPU]) as record:
+        with _marked(), profile(activities=[ProfilerActivity.CPU]) as record:
             [whole] = alternate({"": partial(_fit, part, EPOCH)}, 1)[""]
     seconds = dict.fromkeys(GROUPS, 0.0)
     for event in record.events():
@@ -309,6 +309,25 @@ def _python(*arguments: str) -> str:
     """What Python prints, run in the project's folder."""
     command = [sys.executable, *arguments]
     return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+
+
+@contextmanager
+def _marked() -> Iterator[None]:
+    """Let the profiler see the compiled functions, which are no operators of PyTorch."""
+    library = kernels.library()
+    functions = {name: getattr(library, name) for name in kernels.FUNCTIONS if library}
+
+    def marked(name: str, *arguments: Any) -> None:
+        with record_function(name):
+            functions[name](*arguments)
+
+    try:
+        for name in functions:
+            setattr(library, name, partial(marked, name))
+        yield
+    finally:
+        for name, function in functions.items():
+            setattr(library, name, function)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""SimpleCNN's convolution, ReLU and pooling as one compiled step on CPUs.
+"""SimpleCNN up to its last layer as one compiled step on CPUs.
 
 kernels.c is compiled once for this machine, into `data/`. Where no C compiler is found, and for
 all that the compiled step isn't written for, PyTorch's own operators do the same.
@@ -25,8 +25,9 @@ from common.results import replacing
 
 SOURCE = Path(__file__).with_name("kernels.c")
 FLAGS = ("-O3", "-march=native", "-shared", "-fPIC")
-SHAPES = {(3, 32, 32), (16, 14, 14)}  # of an image, one for each pair of functions in kernels.c
-WEIGHTS = (16, 5, 5)  # channels out, kernel height and width
+FUNCTIONS = {"hidden": 13, "hidden_backward": 20}  # how many tensors each takes
+FEATURES = 84
+DROPPED = 120 + FEATURES  # hidden values of an image that dropout may drop: of both layers
 
 
 @cache
@@ -47,57 +48,89 @@ def library() -> ctypes.CDLL | None:
                     check=True,
                     capture_output=True,
                 )
-        return ctypes.CDLL(str(file))
+        compiled = ctypes.CDLL(str(file))
     except (OSError, subprocess.CalledProcessError):
         return None
+    for name, tensors in FUNCTIONS.items():
+        getattr(compiled, name).argtypes = [ctypes.c_int] + [ctypes.c_void_p] * tensors
+    return compiled
 
 
-def conv_relu_pool(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """max_pool2d(relu(conv2d(x, weight, bias)), 2): (N, C, H, W) to (N, O, h, w).
+def hidden(
+    x: torch.Tensor, kept: torch.Tensor | None, *parameters: torch.Tensor
+) -> torch.Tensor:
+    """SimpleCNN's features (N, 84) of images x (N, 3, 32, 32) in [-1, 1].
 
-    With the weights (K, O, C, 5, 5) and biases (K, O) of K networks: (K, N, O, h, w), of
-    images (K, N, C, H, W), or of the same (N, C, H, W) for all.
+    kept: what dropout multiplies the two hidden layers by, (N, 120 + 84), or None. parameters:
+    weight and bias of each of the four layers. With those of K networks, (K, ...) each, the
+    features are (K, N, 84), of images (K, N, 3, 32, 32), or of the same for all, and kept is
+    (K, N, 204).
     """
-    channels = x.shape[-3]
+    first = parameters[0]
     fits = (
-        x.shape[-3:] in SHAPES
-        and weight.shape[-4:] == (WEIGHTS[0], channels, *WEIGHTS[1:])
-        and not (x.requires_grad and (channels == 3 or x.dim() < weight.dim()))
-        and all(t.device.type == "cpu" and t.dtype == torch.float32 for t in (x, weight, bias))
+        x.shape[-3:] == (3, 32, 32)
+        and not (x.requires_grad and x.dim() < first.dim())  # their gradients would add up
+        and all(t.device.type == "cpu" and t.dtype == torch.float32 for t in (x, first))
         and not torch.is_autocast_enabled("cpu")
     )
     if fits and library():
-        return ConvReLUPool.apply(x, weight, bias)
-    if weight.dim() == 5:
-        each = zip(x.expand(len(weight), *x.shape[-4:]), weight, bias, strict=True)
-        return torch.stack([conv_relu_pool(*one) for one in each])
-    # The larger of two values and then ReLU is ReLU and then the larger, on a quarter of them.
-    return F.relu(F.max_pool2d(F.conv2d(x, weight, bias), 2))
+        return Hidden.apply(x, kept, *parameters)
+    if first.dim() == 5:
+        stack = len(first)
+        kept = [None] * stack if kept is None else kept
+        each = zip(x.expand(stack, *x.shape[-4:]), kept, *parameters, strict=True)
+        return torch.stack([plain(*one) for one in each])
+    return plain(x, kept, *parameters)
 
 
-class ConvReLUPool(torch.autograd.Function):
-    """`conv_relu_pool` by the compiled functions."""
+def plain(
+    x: torch.Tensor, kept: torch.Tensor | None, *parameters: torch.Tensor
+) -> torch.Tensor:
+    """`hidden` of one network by PyTorch's operators."""
+    conv1, conv2, fc1, fc2 = zip(parameters[::2], parameters[1::2], strict=True)
+    for layer in (conv1, conv2):
+        # The larger of two values and then ReLU is ReLU and then the larger, on a quarter.
+        x = F.relu(F.max_pool2d(F.conv2d(x, *layer), 2))
+    kept1, kept2 = (1, 1) if kept is None else kept.split([DROPPED - FEATURES, FEATURES], -1)
+    x = F.relu(F.linear(x.flatten(1), *fc1)) * kept1
+    return F.relu(F.linear(x, *fc2)) * kept2
+
+
+class Hidden(torch.autograd.Function):
+    """`hidden` by the compiled functions."""
 
     @staticmethod
-    def forward(ctx, x, weight, bias):
-        x, weight = channels_last(x), channels_last(weight)
-        half = (x.shape[-1] - WEIGHTS[1] + 1) // 2
-        shape = (*weight.shape[:-4], x.shape[-4], half, half, WEIGHTS[0])
-        out = torch.empty(shape).movedim(-1, -3)
-        place = torch.empty(shape, dtype=torch.int8).movedim(-1, -3)
-        _call("forward", x, weight, bias, out, place)
-        ctx.save_for_backward(x, weight, place)
+    def forward(ctx, x, kept, *parameters):
+        # Both convolutions' weights lie in memory as images do.
+        parameters = [channels_last(p) if p.dim() > 3 else p for p in parameters]
+        x = images(x, parameters[0])
+        shape = x.shape[:-3]  # (N,) or (K, N)
+        saved = torch.empty(*shape, library().saved_floats())
+        places = torch.empty(*shape, library().saved_places(), dtype=torch.int8)
+        out = torch.empty(*shape, FEATURES)
+        call("hidden", x, *parameters, kept, saved, places, out)
+        ctx.save_for_backward(x, kept, *parameters, saved, places, out)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, g):
-        x, weight, place = ctx.saved_tensors
-        # The first layer's images want no gradient, and it writes none.
+        x, kept, *parameters, saved, places, out = ctx.saved_tensors
         gx = torch.empty_like(x) if ctx.needs_input_grad[0] else None
-        gw, gb = torch.empty_like(weight), weight.new_empty(weight.shape[:-3])
-        _call("backward", x, weight, place, channels_last(g), gw, gb, gx)
-        return gx, gw, gb
+        wanted = any(ctx.needs_input_grad[2:])
+        gradients = [torch.empty_like(p) if wanted else None for p in parameters]
+        call(
+            "hidden_backward",
+            *(x, *parameters[::2], kept, saved, places, out, g.contiguous()),
+            *(torch.empty_like(saved), *gradients, gx),
+        )
+        return gx, None, *gradients
+
+
+def images(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """x as kernels.c reads it: channels last, and one for each network of a stack."""
+    x = channels_last(x)
+    return x.expand(*weight.shape[:-4], *x.shape[-4:])
 
 
 def channels_last(t: torch.Tensor) -> torch.Tensor:
@@ -107,19 +140,13 @@ def channels_last(t: torch.Tensor) -> torch.Tensor:
     return t.movedim(-3, -1).contiguous().movedim(-1, -3)
 
 
-def _call(
-    name: str, x: torch.Tensor, weight: torch.Tensor, *others: torch.Tensor | None
-) -> None:
-    """The compiled function, for one network or for each of a stack."""
-    function = getattr(library(), f"{name}_{x.shape[-3]}")
-    stacked = weight.dim() == 5
-    for k in range(len(weight) if stacked else 1):
-        pointers = []
-        for t in (x, weight, *others):
-            if t is None:
-                pointers.append(None)
-                continue
-            shared = not stacked or (t is x and t.dim() == 4)
-            skipped = 0 if shared else k * t.stride(0) * t.element_size()
-            pointers.append(ctypes.c_void_p(t.data_ptr() + skipped))
-        function(x.shape[-4], *pointers)
+def call(name: str, x: torch.Tensor, *others: torch.Tensor | None) -> None:
+    """The compiled function, for one network or, with x (K, N, C, H, W), for each of K."""
+    function = getattr(library(), name)
+    for k in range(len(x) if x.dim() == 5 else 1):
+        function(x.shape[-4], *(pointer(t, k) for t in (x, *others)))
+
+
+def pointer(t: torch.Tensor | None, k: int = 0) -> int | None:
+    """Where row k of a tensor begins in memory."""
+    return None if t is None else t.data_ptr() + k * t.stride(0) * t.element_size()

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from common.kernels import channels_last, conv_relu_pool
+from common import kernels
 from common.options import InputError
 from common.results import replacing
 
@@ -31,7 +31,7 @@ def pixels(images: torch.Tensor) -> torch.Tensor:
 
 def to_unit_range(x: torch.Tensor) -> torch.Tensor:
     """[0, 1] to [-1, 1], the reports' normalisation (mean 0.5, standard deviation 0.5)."""
-    return x * 2 - 1
+    return (x * 2).sub_(1)
 
 
 class Network(nn.Module):
@@ -92,8 +92,11 @@ class SimpleCNN(Network):
 
     PyTorch's CIFAR-10 tutorial network with 16 channels in the first layer and dropout after
     each hidden fully connected layer. Layer names are those of the course's checkpoint. With
-    the weights of K networks (`stacked`) it returns their logits (K, N, classes).
+    the weights of K networks (`stacked`) it returns their logits (K, N, classes). generators:
+    what dropout draws from, one for each network, or PyTorch's own.
     """
+
+    generators: Sequence[torch.Generator] | None = None
 
     def __init__(
         self,
@@ -109,33 +112,29 @@ class SimpleCNN(Network):
         self.fc1 = Linear(16 * 5 * 5, 120)
         self.fc2 = Linear(120, 84)
         self.fc3 = last_layer(classifier, 84, classes, bias=True)
-        self.dropout = Dropout(dropout)
+        self.dropout = dropout
 
     @property
     def last(self) -> nn.Linear:
         return self.fc3
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
-        x = conv_relu_pool(x, self.conv1.weight, self.conv1.bias)  # (N, 16, 14, 14)
-        x = conv_relu_pool(x, self.conv2.weight, self.conv2.bias)  # (N, 16, 5, 5)
-        x = self.dropout(F.relu(self.fc1(x.flatten(-3))))
-        return self.dropout(F.relu(self.fc2(x)))
+        return kernels.hidden(x, self.kept(x), *self.hidden_parameters())
 
+    def hidden_parameters(self) -> list[nn.Parameter]:
+        layers = (self.conv1, self.conv2, self.fc1, self.fc2)
+        return [p for layer in layers for p in (layer.weight, layer.bias)]
 
-class Dropout(nn.Dropout):
-    """nn.Dropout that can draw from generators of its own: one, or one for each of a stack."""
-
-    generators: Sequence[torch.Generator] | None = None
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if not self.training or self.generators is None:
-            return super().forward(x)
-        kept = torch.empty_like(x)
-        for rows, generator in zip(
-            kept if x.dim() == 3 else [kept], self.generators, strict=True
-        ):
-            rows.bernoulli_(1 - self.p, generator=generator)
-        return x * kept.div_(1 - self.p)
+    def kept(self, x: torch.Tensor) -> torch.Tensor | None:
+        """What dropout multiplies the hidden values by; None where it drops nothing."""
+        if not self.training or not self.dropout:
+            return None
+        stack = self.fc1.weight.shape[:-2]  # () or (K,)
+        kept = x.new_empty(*stack, x.shape[-4], kernels.DROPPED)
+        generators = self.generators or [None] * stack.numel()
+        for rows, generator in zip(kept if stack else [kept], generators, strict=True):
+            rows.uniform_(generator=generator)
+        return kept.lt_(1 - self.dropout).div_(1 - self.dropout)
 
 
 def stacked(networks: Sequence[SimpleCNN]) -> SimpleCNN:
@@ -143,7 +142,7 @@ def stacked(networks: Sequence[SimpleCNN]) -> SimpleCNN:
     stack = copy.deepcopy(networks[0])
     for rows in zip(stack.parameters(), *(n.parameters() for n in networks), strict=True):
         data = torch.stack([p.detach() for p in rows[1:]])
-        rows[0].data = channels_last(data) if data.dim() == 5 else data
+        rows[0].data = kernels.channels_last(data) if data.dim() == 5 else data
     return stack
 
 

@@ -47,8 +47,8 @@ def unflatten(network: nn.Module) -> None:
 
 def make(
     recipe: Recipe, weights: torch.Tensor, gradients: torch.Tensor
-) -> Callable[[torch.Tensor], None]:
-    """A function that changes `weights` (K, P) in place by one step, at learning rates (K, 1).
+) -> Callable[[Sequence[float]], None]:
+    """A function that changes `weights` (K, P) in place by one step, at K learning rates.
 
     sgd: with momentum, Nesterov's on request; weight decay is added to the gradient.
     adamw: Loshchilov and Hutter 2019; weight decay shrinks the weights by itself.
@@ -56,17 +56,19 @@ def make(
     first, second = torch.zeros_like(weights), torch.zeros_like(weights)
     steps = 0
 
-    def sgd(rate: torch.Tensor) -> None:
+    def sgd(rates: Sequence[float]) -> None:
         g = gradients
         if recipe.weight_decay:
             g = g.add(weights, alpha=recipe.weight_decay)
-        first.mul_(recipe.momentum).add_(g)
+        torch.add(g, first, alpha=recipe.momentum, out=first)
         change = g.add(first, alpha=recipe.momentum) if recipe.nesterov else first
-        weights.addcmul_(change, rate, value=-1)
+        for row, own, rate in zip(weights, change, rates, strict=True):
+            row.sub_(own, alpha=rate)
 
-    def adamw(rate: torch.Tensor) -> None:
+    def adamw(rates: Sequence[float]) -> None:
         nonlocal steps
         steps += 1
+        rate = torch.tensor(rates, device=weights.device)[:, None]
         weights.mul_(1 - rate * recipe.weight_decay)
         first.lerp_(gradients, 1 - BETAS[0])
         second.mul_(BETAS[1]).addcmul_(gradients, gradients, value=1 - BETAS[1])

@@ -23,6 +23,7 @@ from common import attacks, augment, balance, losses, models, optimizers
 from common.dataset import Part
 from common.models import Network, pixels, predict
 from common.recipes import Recipe
+from common.step import Step, fits
 
 BAR_STEPS = 100  # steps between two looks at the loss, each of which waits for the device
 
@@ -181,7 +182,7 @@ def fit_together(
                         break
             bar.set_postfix(_postfix(histories[0].loss[-1], histories), refresh=False)
     if isinstance(network, models.SimpleCNN):
-        network.dropout.generators = None
+        network.generators = None
     if best:
         network.load_state_dict(best)
     elif average is not None:
@@ -211,9 +212,8 @@ def train_steps(
     # Networks that see the same share the batches, and the work of making them.
     same = len(set(seeds)) == 1 and all(part is examples[0] for part in examples)
     stack, parts = len(seeds), examples[:1] if same else examples
-    # channels_last: convolution and pooling are faster so, on CPUs too.
-    images = torch.cat([part.images for part in parts])
-    images = images.to(device, memory_format=torch.channels_last)
+    # Each image with its channels last: convolution and pooling are faster so, on CPUs too.
+    images = torch.cat([part.images for part in parts]).to(device).movedim(1, -1).contiguous()
     labels = torch.cat([part.labels for part in parts]).to(device)
     n, classes = len(parts[0].labels), network.last.out_features
     counts = torch.bincount(labels[:n], minlength=classes)
@@ -230,7 +230,10 @@ def train_steps(
     attack_of = _generator(seeds[0])
     changed = bool(recipe.augment) or recipe.mix != "none"
     if isinstance(network, models.SimpleCNN):
-        network.dropout.generators = [_generator(seed, device) for seed in seeds]
+        network.generators = [_generator(seed, device) for seed in seeds]
+    compiled = None
+    if fits(network) and precision(recipe, device) == "float32":
+        compiled = Step(network, recipe.batch_size)
     autocast: AbstractContextManager = nullcontext()
     if precision(recipe, device) == "bfloat16":
         autocast = torch.autocast(device.type, torch.bfloat16)
@@ -243,9 +246,11 @@ def train_steps(
             balance.epoch_order(part.labels, recipe, epoch, classes, generator) + k * n
             for k, (part, generator) in enumerate(zip(parts, order_of, strict=True))
         ]
-        batches = torch.stack(orders).to(device).split(recipe.batch_size, 1)
-        for step, batch in enumerate(batches, epoch * len(batches)):  # (K or 1, N)
-            x, y = pixels(images.index_select(0, batch.flatten())), labels[batch]
+        order = torch.stack(orders).to(device)
+        batches = order.split(recipe.batch_size, 1)  # (K or 1, N) each
+        each = zip(batches, labels[order].split(recipe.batch_size, 1), strict=True)
+        for step, (batch, y) in enumerate(each, epoch * len(batches)):
+            x = pixels(images.index_select(0, batch.flatten()).movedim(-1, 1))
             if changed:
                 drawn = zip(x.split(batch.shape[1]), y, pixels_of, mix_of, strict=True)
                 x, partners, shares = _together([_changed(*one, recipe) for one in drawn])
@@ -263,14 +268,21 @@ def train_steps(
                 )
             if len(parts) > 1:
                 x = x.unflatten(0, batch.shape)
-            with autocast:
-                logits = network(x).view(stack, -1, classes).float()
+            if compiled:
+                logits = compiled.logits(x)
+            else:
+                with autocast:
+                    logits = network(x).float()
+            logits = logits.view(stack, -1, classes)
             if recipe.mix == "none":
                 loss = losses.weighted_mean(losses.of_each(loss_of, logits, y), y, in_use)
             else:
                 loss = losses.mixed(loss_of, logits, y, partners, shares, in_use)
-            torch._foreach_copy_(own_gradients, torch.autograd.grad(loss.sum(), trained))
-            optimize(torch.tensor(rates(step), device=device)[:, None])
+            if compiled:
+                compiled.backward(loss)
+            else:
+                torch._foreach_copy_(own_gradients, torch.autograd.grad(loss.sum(), trained))
+            optimize(rates(step))
             yield loss.detach()
 
 

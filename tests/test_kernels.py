@@ -10,89 +10,125 @@ import torch.nn.functional as F
 
 from common import kernels
 
-SHAPES = [(3, 32), (16, 14)]
 
-
-def layer(channels, side, n=3, seed=0):
+def layers(n=3, seed=0, stack=None):
+    """Images, what dropout keeps, and the parameters of one network, or of `stack`."""
+    if stack is not None:
+        each = [layers(n, seed + k) for k in range(stack)]
+        x, kept, parameters = zip(*each, strict=True)
+        parameters = [torch.stack(p).requires_grad_() for p in zip(*parameters, strict=True)]
+        return torch.stack(x), torch.stack(kept), parameters
     g = torch.Generator().manual_seed(seed)
-    x = torch.randn(n, channels, side, side, generator=g)
-    weight = torch.randn(16, channels, 5, 5, generator=g) / 10
-    bias = torch.randn(16, generator=g) / 2
-    return x, weight.requires_grad_(), bias.requires_grad_()
+    x = torch.rand(n, 3, 32, 32, generator=g) * 2 - 1
+    kept = (torch.rand(n, 204, generator=g) < 0.5) * 2.0
+    shapes = [(16, 3, 5, 5), (16, 16, 5, 5), (120, 400), (84, 120)]
+    parameters = []
+    for shape in shapes:
+        spread = (2 / torch.Size(shape[1:]).numel()) ** 0.5
+        parameters.append(torch.randn(shape, generator=g) * spread)
+        parameters.append(torch.randn(shape[0], generator=g) / 2)
+    return x, kept, [p.requires_grad_() for p in parameters]
 
 
-def plain(x, weight, bias):
-    return F.max_pool2d(F.relu(F.conv2d(x, weight, bias)), 2)
+def plain(x, kept, w1, b1, w2, b2, w3, b3, w4, b4):
+    x = F.max_pool2d(F.relu(F.conv2d(x, w1, b1)), 2)
+    x = F.max_pool2d(F.relu(F.conv2d(x, w2, b2)), 2)
+    kept = torch.ones(len(x), 204, dtype=x.dtype) if kept is None else kept
+    x = F.relu(F.linear(x.flatten(1), w3, b3)) * kept[:, :120]
+    return F.relu(F.linear(x, w4, b4)) * kept[:, 120:]
 
 
 def compiled(monkeypatch):
     """Make sure that the compiled step runs, and count its calls."""
     if kernels.library() is None:
         pytest.skip("needs a C compiler, and finds none")
-    calls, call = [], kernels._call
-    monkeypatch.setattr(kernels, "_call", lambda *args: calls.append(args[0]) or call(*args))
+    calls, call = [], kernels.call
+    monkeypatch.setattr(kernels, "call", lambda *args: calls.append(args[0]) or call(*args))
     return calls
 
 
-@pytest.mark.parametrize(("channels", "side"), SHAPES)
+def close(ours, theirs):
+    return torch.allclose(ours, theirs, atol=1e-4 * theirs.abs().max().clamp(min=1e-2).item())
+
+
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
 @pytest.mark.parametrize("n", [1, 5])
-def test_the_compiled_step_equals_pytorch(monkeypatch, channels, side, layout, n):
+@pytest.mark.parametrize("dropout", [True, False])
+@pytest.mark.parametrize("wanted", ["all", "parameters", "images"])
+def test_the_compiled_step_equals_pytorch(monkeypatch, layout, n, dropout, wanted):
     calls = compiled(monkeypatch)
-    x, weight, bias = layer(channels, side, n)
-    x = x.contiguous(memory_format=layout)
-    wanted = [weight, bias]
-    if channels == 16:
-        wanted.append(x.requires_grad_())
-    ours, theirs = kernels.conv_relu_pool(x, weight, bias), plain(x, weight, bias)
-    assert torch.allclose(ours, theirs, atol=1e-5)
+    x, kept, parameters = layers(n)
+    x, kept = x.contiguous(memory_format=layout), kept if dropout else None
+    wanted_of = {"all": [x, *parameters], "parameters": parameters, "images": [x]}[wanted]
+    for t in (x, *parameters):
+        t.requires_grad_(any(t is one for one in wanted_of))
+    ours, theirs = kernels.hidden(x, kept, *parameters), plain(x, kept, *parameters)
+    assert close(ours, theirs)
     assert (theirs == 0).any()
     assert (theirs > 0).any()
     g = torch.randn(theirs.shape, generator=torch.Generator().manual_seed(1))
-    by_ours, by_theirs = (torch.autograd.grad(out, wanted, g) for out in (ours, theirs))
+    by_ours, by_theirs = (torch.autograd.grad(out, wanted_of, g) for out in (ours, theirs))
     for a, b in zip(by_ours, by_theirs, strict=True):
-        assert torch.allclose(a, b, atol=1e-4)
-    assert calls == ["forward", "backward"]
+        assert b.abs().max() > 0
+        assert close(a, b)
+    assert calls == ["hidden", "hidden_backward"]
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_stack_equals_each_alone(monkeypatch, shared):
+    calls = compiled(monkeypatch)
+    x, kept, parameters = layers(stack=3)
+    x = x[0] if shared else x.requires_grad_()
+    wanted = parameters if shared else [x, *parameters]
+    ours = kernels.hidden(x, kept, *parameters)
+    each = zip(x.expand(3, 3, 3, 32, 32), kept, *parameters, strict=True)
+    theirs = torch.stack([plain(*one) for one in each])
+    assert close(ours, theirs)
+    g = torch.randn(theirs.shape, generator=torch.Generator().manual_seed(1))
+    by_ours, by_theirs = (torch.autograd.grad(out, wanted, g) for out in (ours, theirs))
+    assert all(close(a, b) for a, b in zip(by_ours, by_theirs, strict=True))
+    assert calls == ["hidden", "hidden_backward"]
 
 
 def test_the_gradient_of_equal_pixels_goes_to_the_first(monkeypatch):
     compiled(monkeypatch)
-    x, weight, bias = layer(16, 14)
+    x, _, parameters = layers()
     x = torch.ones_like(x).requires_grad_()  # all pixels of a channel come out equal
-    g = torch.rand(3, 16, 5, 5)
-    ours = torch.autograd.grad(kernels.conv_relu_pool(x, weight, bias), x, g)[0]
-    # Our plain version pools first; where all four are equal it takes the first as well.
-    theirs = torch.autograd.grad(F.relu(F.max_pool2d(F.conv2d(x, weight, bias), 2)), x, g)[0]
-    assert torch.allclose(ours, theirs, atol=1e-5)
+    g = torch.rand(3, 84)
+    ours = torch.autograd.grad(kernels.hidden(x, None, *parameters), x, g)[0]
+    theirs = torch.autograd.grad(kernels.plain(x, None, *parameters), x, g)[0]
+    assert theirs.abs().max() > 0
+    # A pixel of an upper left corner takes all of its four's: where the last can't reach.
+    assert (theirs[..., -1, -1] == 0).all()
+    assert close(ours, theirs)
 
 
-@pytest.mark.parametrize(("channels", "side"), SHAPES)
-def test_what_is_not_a_number_stays_so(monkeypatch, channels, side):
+@pytest.mark.parametrize("which", range(9))
+def test_what_is_not_a_number_stays_so(monkeypatch, which):
     compiled(monkeypatch)
-    x, weight, bias = layer(channels, side)
-    out = kernels.conv_relu_pool(x * torch.nan, weight, bias)
-    assert out.isnan().all()
+    x, _, parameters = layers()
+    tensors = [x, *(p.detach() for p in parameters)]
+    tensors[which] = tensors[which] * torch.nan
+    assert kernels.hidden(tensors[0], None, *tensors[1:]).isnan().all()
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda x, w, b: (x.requires_grad_(), w, b),  # an attack's gradient of the image
-        lambda x, w, b: (x.double(), w.double(), b.double()),
-        lambda x, w, b: (x[..., :30], w, b),
-        lambda x, w, b: (x, w[:8], b[:8]),
-        lambda x, w, b: (x, w[..., :3], b),
-    ],
-)
+@pytest.mark.parametrize("change", ["double", "one gradient for three networks"])
 def test_whatever_it_is_not_written_for_goes_to_pytorch(monkeypatch, change):
     calls = compiled(monkeypatch)
-    x, weight, bias = change(*layer(3, 32))
-    out = kernels.conv_relu_pool(x, weight, bias)
-    assert torch.allclose(out, plain(x, weight, bias), atol=1e-6)
+    x, kept, parameters = layers()
+    if change == "double":
+        x, kept, parameters = x.double(), kept.double(), [p.double() for p in parameters]
+        theirs = plain(x, kept, *parameters)
+    else:
+        _, kept, parameters = layers(stack=3)
+        x.requires_grad_()
+        theirs = torch.stack([plain(x, *one) for one in zip(kept, *parameters, strict=True)])
+    ours = kernels.hidden(x, kept, *parameters)
+    assert torch.allclose(ours, theirs, atol=1e-5)
     assert calls == []
-    assert out.requires_grad
     if x.requires_grad:
-        assert torch.autograd.grad(out.sum(), x)[0].abs().sum() > 0
+        by_ours, by_theirs = (torch.autograd.grad(out.sum(), x)[0] for out in (ours, theirs))
+        assert close(by_ours, by_theirs)
 
 
 def test_without_a_compiler_pytorch_does_it(monkeypatch, tmp_path):
@@ -102,9 +138,9 @@ def test_without_a_compiler_pytorch_does_it(monkeypatch, tmp_path):
     kernels.library.cache_clear()
     try:
         assert kernels.library() is None
-        x, weight, bias = layer(3, 32)
-        expected = plain(x, weight, bias)
-        assert torch.allclose(kernels.conv_relu_pool(x, weight, bias), expected, atol=1e-6)
+        x, kept, parameters = layers()
+        expected = plain(x, kept, *parameters)
+        assert torch.allclose(kernels.hidden(x, kept, *parameters), expected, atol=1e-5)
     finally:
         kernels.library.cache_clear()
 

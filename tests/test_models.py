@@ -41,14 +41,15 @@ def test_simple_cnn_is_the_reports_network():
     }
 
 
-def test_simple_cnn_drops_out_after_both_hidden_layers():
-    network = models.build("simple-cnn", {"classes": 3}).train()
-    dropped = []
-    network.dropout.register_forward_hook(lambda _m, _x, y: dropped.append((y == 0).sum()))
-    network(torch.rand(200, 3, 32, 32))
-    assert len(dropped) == 2
-    assert dropped[0] > 0.5 * 200 * 120  # half of what ReLU left, so more than half of all
-    assert dropped[1] > 0.5 * 200 * 84
+def test_simple_cnn_drops_half_of_both_hidden_layers():
+    network, x = models.build("simple-cnn", {"classes": 3}).train(), torch.rand(200, 3, 32, 32)
+    kept = network.kept(x)
+    assert kept.shape == (200, 120 + 84)
+    assert kept.unique().tolist() == [0, 2]  # what is kept makes up for what is dropped
+    assert (kept == 0).float().mean().item() == pytest.approx(0.5, abs=0.02)
+    assert not torch.equal(network(x), network(x))
+    assert network.eval().kept(x) is None
+    assert torch.equal(network(x), network(x))
 
 
 @pytest.mark.parametrize(("width", "weights"), [(16, 412_048), (64, 6_569_536)])

@@ -46,7 +46,7 @@ def test_steps_equal_torch_optim(change):
         theirs.grad = (theirs.detach() * (step + 1)).sin()
         reference.param_groups[0]["lr"] = rate
         reference.step()
-        optimize(torch.tensor([[rate]]))
+        optimize([rate])
         assert torch.allclose(ours[0], theirs, atol=1e-6)
 
 
