@@ -14,7 +14,7 @@ import joblib
 import torch
 from tqdm import tqdm
 
-from common import balance, metrics, models, results, training
+from common import balance, metrics, models, post_hoc, results, training
 from common.dataset import Part, Split
 from common.options import InputError
 from common.recipes import Recipe
@@ -97,7 +97,7 @@ def _outcome(
     }
     try:
         training.check(history, recipe)
-        arguments = recipe.network_arguments(classes) | training.after_training(
+        arguments = recipe.network_arguments(classes) | post_hoc.apply(
             network, examples, split.validation, recipe,
             seed=run.seed, device=device, name=run.file,
         )  # fmt: skip

@@ -259,47 +259,6 @@ def first_batch(network):
     return network.eval()(TRAIN.images[order] / 255), TRAIN.labels[order]
 
 
-def after(recipe):
-    network, _ = fitted()
-    before = {name: value.clone() for name, value in network.state_dict().items()}
-    arguments = training.after_training(
-        network, TRAIN, EMPTY, recipe, seed=0, device=CPU, name="x"
-    )
-    return network, before, arguments
-
-
-def test_post_hoc_logit_adjustment_subtracts_the_log_prior():
-    plain, _ = fitted()
-    network, _, arguments = after(replace(RECIPE, post_hoc="logit-adjustment", tau=1.5))
-    prior = torch.tensor([6, 4, 3]) / 13
-    expected = models.predict(plain, TRAIN.images) - 1.5 * prior.log()
-    assert torch.allclose(models.predict(network, TRAIN.images), expected, atol=1e-5)
-    rebuilt = models.build("simple-cnn", {"classes": 3, **arguments})
-    rebuilt.load_state_dict(network.state_dict())
-    assert torch.allclose(models.predict(rebuilt, TRAIN.images), expected, atol=1e-5)
-
-
-def test_tau_normalisation_divides_by_the_norms():
-    network, before, _ = after(replace(RECIPE, post_hoc="tau-normalisation", tau=0.5))
-    for k in range(3):
-        w = before["fc3.weight"][k]
-        assert torch.allclose(network.fc3.weight[k], w / (w**2).sum() ** 0.25)
-    assert not network.fc3.bias.any()
-    assert torch.equal(network.fc2.weight, before["fc2.weight"])
-
-
-@pytest.mark.parametrize("network", ["simple-cnn", "resnet9"])
-def test_crt_trains_the_last_layer_alone(network):
-    recipe = replace(RECIPE, post_hoc="crt", crt_epochs=2, network=network)
-    trained, _ = fitted(recipe)
-    before = {name: value.clone() for name, value in trained.state_dict().items()}
-    training.after_training(trained, TRAIN, EMPTY, recipe, seed=0, device=CPU, name="x")
-    last = "fc3" if network == "simple-cnn" else "last"
-    for name, value in trained.state_dict().items():
-        assert torch.equal(value, before[name]) != name.startswith(last), name
-    assert all(p.requires_grad for p in trained.parameters())
-
-
 def test_validation_is_measured_and_never_trained_on():
     validation = random_part((3, 3, 3), seed=1)
     network, history = fitted(validation=validation)
