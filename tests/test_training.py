@@ -259,6 +259,13 @@ def first_batch(network):
     return network.eval()(TRAIN.images[order] / 255), TRAIN.labels[order]
 
 
+def test_after_training_dropout_draws_from_pytorchs_generator_again():
+    network, x = fitted()[0].train(), torch.rand(2, 3, 32, 32)
+    with torch.random.fork_rng():
+        drawn = [network(x) for _ in range(2) if torch.manual_seed(0)]
+    assert torch.equal(*drawn)
+
+
 def test_validation_is_measured_and_never_trained_on():
     validation = random_part((3, 3, 3), seed=1)
     network, history = fitted(validation=validation)
