@@ -348,7 +348,7 @@ def recipes(
             ha="center", fontsize=7,
         )  # fmt: skip
     axes.set_yticks(range(len(ranked)), ranked)
-    axes.set_xlim(-0.02, 1.02)
+    axes.set_xlim(-0.05, 1.02)
     axes.set_ylim(-0.6, len(ranked) - 0.3)
     axes.set_xlabel(metric)
     axes.grid(axis="x", alpha=0.3)

@@ -112,14 +112,20 @@ def as_text(r: Report, source: str) -> str:
 
 
 def comparison(reports: dict[str, Report]) -> str:
-    """One line per named report: accuracy, balanced accuracy, G-mean, then recalls."""
+    """Accuracy, balanced accuracy, G-mean, then recalls: a line for each report, 80 columns."""
     classes = next(iter(reports.values())).classes
     width = max(map(len, reports))
+    at_once = max(1, (80 - width) // 22)
+    groups = [
+        (heading, columns[start : start + at_once])
+        for heading, columns in (
+            ("", list(SUMMARIES.items())),
+            ("recall of ", list(enumerate(classes))),
+        )
+        for start in range(0, len(columns), at_once)
+    ]
     lines = []
-    for heading, columns in (
-        ("", list(SUMMARIES.items())),
-        ("recall of ", [(k, name) for k, name in enumerate(classes)]),
-    ):
+    for heading, columns in groups:
         titles = "  ".join(f"{heading + title:20}" for _, title in columns)
         lines += [f"{'':{width}}  {titles}".rstrip()]
         for name, r in reports.items():

@@ -106,8 +106,19 @@ def test_intervals_hold_their_number():
 def test_text_fits_a_screen_of_80_columns(case):
     y, p = vectors(case, 0)
     r = metrics.report(y, p, CLASSES)
-    for printed in (text.as_text(r, "here"), text.comparison({"one": r, "another-one": r})):
-        assert max(map(len, printed.splitlines())) <= 80
+    assert max(map(len, text.as_text(r, "here").splitlines())) <= 80
+
+
+@pytest.mark.parametrize("name", ["another-one", "resnet9-logit-adjusted", "n" * 50])
+def test_a_comparison_fits_80_columns_whatever_the_names(name):
+    y, p = vectors("usual", 0)
+    r = metrics.report(y, p, CLASSES)
+    printed = text.comparison({"one": r, name: r})
+    assert max(map(len, printed.splitlines())) <= 80
+    for title in ("accuracy", "balanced accuracy", "G-mean", *CLASSES):
+        assert printed.count(f" {title}") >= 1, title
+    shown = [f"{v:.3f} [" for v in (r.accuracy, r.balanced_accuracy, r.g_mean, *r.recall)]
+    assert all(printed.count(value) >= 2 for value in shown)
 
 
 def test_the_reports_lines():
