@@ -8,7 +8,7 @@ import itertools
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -118,6 +118,20 @@ def can_train_together(recipe: Recipe, device: torch.device) -> bool:
     )
 
 
+@contextmanager
+def _without_denormals() -> Iterator[None]:
+    """Numbers below 1e-38 count as 0. The momentum of a dead unit's weights would stay there
+    for good, and to the processor each is as dear as a hundred others."""
+    least = torch.ones(1, dtype=torch.int32).view(torch.float32)
+    before = (least * 1).item() == 0
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(before)
+
+
+@_without_denormals()
 def fit_together(
     networks: Sequence[Network],
     examples: Sequence[Part],

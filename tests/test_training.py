@@ -259,6 +259,26 @@ def first_batch(network):
     return network.eval()(TRAIN.images[order] / 255), TRAIN.labels[order]
 
 
+def test_denormal_numbers_count_as_0_in_training_alone(monkeypatch):
+    if not torch.set_flush_denormal(False):
+        pytest.skip("this processor can't count them as 0")
+
+    def least():
+        return (torch.ones(1, dtype=torch.int32).view(torch.float32) * 1).item()
+
+    seen = []
+    monkeypatch.setattr(training, "geometric_mean_score", lambda *_: seen.append(least()) or 1)
+    fitted(validation=TRAIN)
+    assert seen == [0] * RECIPE.epochs
+    assert 0 < least() < 1e-44
+    torch.set_flush_denormal(True)
+    try:
+        fitted()
+        assert least() == 0
+    finally:
+        torch.set_flush_denormal(False)
+
+
 def test_after_training_dropout_draws_from_pytorchs_generator_again():
     network, x = fitted()[0].train(), torch.rand(2, 3, 32, 32)
     with torch.random.fork_rng():
