@@ -121,7 +121,7 @@ def can_train_together(recipe: Recipe, device: torch.device) -> bool:
 @contextmanager
 def _without_denormals() -> Iterator[None]:
     """Numbers below 1e-38 count as 0. The momentum of a dead unit's weights would stay there
-    for good, and to the processor each is as dear as a hundred others."""
+    for good, and slow the processor down."""
     least = torch.ones(1, dtype=torch.int32).view(torch.float32)
     before = (least * 1).item() == 0
     torch.set_flush_denormal(True)
