@@ -42,10 +42,9 @@ def main(args):
     classes = split.classes
     models.check_classes(paths, checkpoints, classes)
     pairs = robustness.class_pairs(args.pairs, classes)
-    test = Part(models.pixels(split.test.images).to(device), split.test.labels.to(device))
+    test = robustness.to_attack(split.test, device)
     train = Part(*(values.to(device) for values in split.train))
     for name, checkpoint in checkpoints.items():
-        # channels_last: convolution is faster so, on CPUs too.
         checkpoint.network.to(memory_format=torch.channels_last)
         robustness.correct(checkpoint.network, *test, name)
     first, network = next((n, c.network) for n, c in checkpoints.items())

@@ -26,11 +26,10 @@ def main(args):
     import torch
 
     from common import models, robustness
-    from common.dataset import Part
 
     device = options.device(args)
     split = options.split(args)
-    test = Part(models.pixels(split.test.images).to(device), split.test.labels.to(device))
+    test = robustness.to_attack(split.test, device)
     print(f"Images: {split.source}; {torch.get_num_threads()} thread(s) on {device}")
     for path in args.checkpoints:
         network = models.load_checkpoint(path, device).network
@@ -74,8 +73,12 @@ def fgsm(args, network, test, right):
     few = 20
 
     def ours():
+        """The share of x right at each epsilon; x itself is right, or it would not be here."""
         moved = attacks.fgsm_sweep(network, x, y, epsilons=EPSILONS)
-        return [(attacks.logits_of(network, m).argmax(1) == y).float().mean() for m in moved]
+        return [
+            1.0 if m is x else (attacks.logits_of(network, m).argmax(1) == y).float().mean()
+            for m in moved
+        ]
 
     reports_fgsm(network, x[:1], y[:1])  # for the first step's set-up
     ratios = []

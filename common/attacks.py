@@ -3,10 +3,10 @@
 FGSM and PGD; the noises that are optimised are in `noise.py`. All have one signature,
 `attack(network, x, labels, *, targets=None, ...)`: float32 images x (N, 3, 32, 32) in [0, 1]
 ("pixel space") and their true classes, int64 (N,), to images of the same kind. Untargeted they
-raise the true class's loss; with targets (N,) they lower the target's. A network's mode and
-its parameters' gradients are as before afterwards, and what is random comes from `generator`
-alone (seed 0 where None). InputError: an epsilon outside [0, 1], or a target that is the true
-class.
+raise the true class's loss; with targets (N,) they lower the target's. At epsilon 0 they
+return x itself. A network's mode and its parameters' gradients are as before afterwards, and
+what is random comes from `generator` alone (seed 0 where None). InputError: an epsilon outside
+[0, 1], or a target that is the true class.
 """
 
 from __future__ import annotations
@@ -92,9 +92,9 @@ def fgsm_sweep(
 ) -> Iterator[torch.Tensor]:
     """`fgsm` at each epsilon, from one gradient, which is the same for all."""
     check(labels, targets, *epsilons)
-    sign = uphill(network, x, labels, targets)[1].sign()
+    sign = uphill(network, x, labels, targets)[1].sign_()
     for epsilon in epsilons:
-        yield (x + epsilon * sign).clamp(0, 1)
+        yield torch.add(x, sign, alpha=epsilon).clamp_(0, 1) if epsilon else x
 
 
 def pgd(
@@ -122,7 +122,7 @@ def pgd(
     """
     check(labels, targets, epsilon)
     if epsilon == 0:
-        return x.clone()
+        return x
     generator = generator or torch.Generator().manual_seed(0)
     step_size = 2.5 * epsilon / steps if step_size is None else step_size
     best, highest = x.clone(), torch.full((len(x),), -torch.inf, device=x.device)

@@ -210,10 +210,9 @@ INLINE float *fc1(float *saved, int n) { return flat(saved, n) + n * MAP2; }
 int saved_floats(void) { return MAP1 + 2 * MAP2 + FC1; } /* for each image */
 int saved_places(void) { return MAP1 + MAP2; }
 
-/* Images x (N, 32, 32, 3) to features out (N, 84). kept: (N, 120 + 84), or NULL. */
-void hidden(int n, const float *x, const float *w1, const float *b1, const float *w2,
-            const float *b2, const float *w3, const float *b3, const float *w4, const float *b4,
-            const float *kept, float *saved, int8_t *places, float *out)
+static void hidden_part(int n, const float *x, const float *w1, const float *b1, const float *w2,
+                        const float *b2, const float *w3, const float *b3, const float *w4,
+                        const float *b4, const float *kept, float *saved, int8_t *places, float *out)
 {
     float *to = flat(saved, n);
     forward(SIDE, COLOURS, 14, n, x, w1, b1, map1(saved), places);
@@ -225,13 +224,11 @@ void hidden(int n, const float *x, const float *w1, const float *b1, const float
     connected(FC1, FC2, n, fc1(saved, n), w4, b4, kept ? kept + FC1 : 0, out);
 }
 
-/* Gradients from g, that of out (N, 84): of all parameters unless gw1 is NULL, and of the images
-   unless gx is NULL. scratch is as large as saved, and holds the gradients of what lies there. */
-void hidden_backward(int n, const float *x, const float *w1, const float *w2, const float *w3,
-                     const float *w4, const float *kept, float *saved, const int8_t *places,
-                     const float *out, const float *g, float *scratch, float *gw1, float *gb1,
-                     float *gw2, float *gb2, float *gw3, float *gb3, float *gw4, float *gb4,
-                     float *gx)
+static void hidden_backward_part(int n, const float *x, const float *w1, const float *w2,
+                                 const float *w3, const float *w4, const float *kept, float *saved,
+                                 const int8_t *places, const float *out, const float *g,
+                                 float *scratch, float *gw1, float *gb1, float *gw2, float *gb2,
+                                 float *gw3, float *gb3, float *gw4, float *gb4, float *gx)
 {
     connected_backward(FC1, FC2, n, fc1(saved, n), w4, kept ? kept + FC1 : 0, out, g, gw4, gb4,
                        fc1(scratch, n));
@@ -247,4 +244,39 @@ void hidden_backward(int n, const float *x, const float *w1, const float *w2, co
         backward(SIDE, COLOURS, 15, n, x, w1, places, map1(scratch), gw1, gb1, gx);
     else
         backward(SIDE, COLOURS, 15, n, x, w1, places, map1(scratch), gw1, gb1, 0);
+}
+
+/* The n images go through all layers `part` at a time, the parts side by side where there are
+   threads for it. `saved`, `places` and `scratch` then hold one part behind the other. */
+enum { IMAGE = SIDE * SIDE * COLOURS };
+INLINE int count(int n, int part, int first) { return n - first < part ? n - first : part; }
+
+/* Images x (N, 32, 32, 3) to features out (N, 84). kept: (N, 120 + 84), or NULL. */
+void hidden(int n, int part, const float *x, const float *w1, const float *b1, const float *w2,
+            const float *b2, const float *w3, const float *b3, const float *w4, const float *b4,
+            const float *kept, float *saved, int8_t *places, float *out)
+{
+#pragma omp parallel for if (part < n)
+    for (int m = 0; m < n; m += part)
+        hidden_part(count(n, part, m), x + m * IMAGE, w1, b1, w2, b2, w3, b3, w4, b4,
+                    kept ? kept + m * DROPPED : 0, saved + m * saved_floats(),
+                    places + m * saved_places(), out + m * FC2);
+}
+
+/* Gradients from g, that of out (N, 84): of all parameters unless gw1 is NULL, which takes part
+   = n, and of the images unless gx is NULL. scratch is as large as saved, and holds the gradients
+   of what lies there. */
+void hidden_backward(int n, int part, const float *x, const float *w1, const float *w2,
+                     const float *w3, const float *w4, const float *kept, float *saved,
+                     const int8_t *places, const float *out, const float *g, float *scratch,
+                     float *gw1, float *gb1, float *gw2, float *gb2, float *gw3, float *gb3,
+                     float *gw4, float *gb4, float *gx)
+{
+#pragma omp parallel for if (part < n)
+    for (int m = 0; m < n; m += part)
+        hidden_backward_part(count(n, part, m), x + m * IMAGE, w1, w2, w3, w4,
+                             kept ? kept + m * DROPPED : 0, saved + m * saved_floats(),
+                             places + m * saved_places(), out + m * FC2, g + m * FC2,
+                             scratch + m * saved_floats(), gw1, gb1, gw2, gb2, gw3, gb3, gw4, gb4,
+                             gx ? gx + m * IMAGE : 0);
 }

@@ -25,8 +25,10 @@ from common.results import replacing
 
 SOURCE = Path(__file__).with_name("kernels.c")
 FLAGS = ("-O3", "-march=native", "-shared", "-fPIC")
+THREADS = "-fopenmp"  # PyTorch's own threads, where it uses GNU's; not all compilers know it
 FUNCTIONS = {"hidden": 13, "hidden_backward": 20}  # how many tensors each takes
 FEATURES = 84
+PART = 16  # images at a time: what is kept of them fits a core's cache
 DROPPED = 120 + FEATURES  # hidden values of an image that dropout may drop: of both layers
 
 
@@ -37,22 +39,20 @@ def library() -> ctypes.CDLL | None:
     if shutil.which(compiler[0]) is None:
         compiler = ["cc"]
     # One file for each machine: a folder may be shared, and -march=native is this one's.
-    facts = f"{SOURCE.read_text()}{compiler}{FLAGS}{platform.node()}{platform.machine()}"
-    name = hashlib.sha256(facts.encode()).hexdigest()[:12]
+    facts = (SOURCE.read_text(), compiler, FLAGS, THREADS, platform.node(), platform.machine())
+    name = hashlib.sha256(str(facts).encode()).hexdigest()[:12]
     file = ROOT / "data" / f"kernels-{name}.so"
     try:
         if not file.exists():
             with replacing(file) as unfinished:
-                subprocess.run(
-                    [*compiler, *FLAGS, SOURCE, "-o", unfinished],
-                    check=True,
-                    capture_output=True,
-                )
+                command = [*compiler, *FLAGS, SOURCE, "-o", unfinished]
+                if subprocess.run([*command, THREADS], capture_output=True).returncode:
+                    subprocess.run(command, check=True, capture_output=True)
         compiled = ctypes.CDLL(str(file))
     except (OSError, subprocess.CalledProcessError):
         return None
     for name, tensors in FUNCTIONS.items():
-        getattr(compiled, name).argtypes = [ctypes.c_int] + [ctypes.c_void_p] * tensors
+        getattr(compiled, name).argtypes = [ctypes.c_int] * 2 + [ctypes.c_void_p] * tensors
     return compiled
 
 
@@ -74,7 +74,8 @@ def hidden(
         and not torch.is_autocast_enabled("cpu")
     )
     if fits and library():
-        return Hidden.apply(x, kept, *parameters)
+        trained = torch.is_grad_enabled() and any(p.requires_grad for p in parameters)
+        return Hidden.apply(x, kept, trained, *parameters)
     if first.dim() == 5:
         stack = len(first)
         kept = [None] * stack if kept is None else kept
@@ -97,10 +98,10 @@ def plain(
 
 
 class Hidden(torch.autograd.Function):
-    """`hidden` by the compiled functions."""
+    """`hidden` by the compiled functions. trained: whether parameters want gradients."""
 
     @staticmethod
-    def forward(ctx, x, kept, *parameters):
+    def forward(ctx, x, kept, trained, *parameters):
         # Both convolutions' weights lie in memory as images do.
         parameters = [channels_last(p) if p.dim() > 3 else p for p in parameters]
         x = images(x, parameters[0])
@@ -108,7 +109,9 @@ class Hidden(torch.autograd.Function):
         saved = torch.empty(*shape, library().saved_floats())
         places = torch.empty(*shape, library().saved_places(), dtype=torch.int8)
         out = torch.empty(*shape, FEATURES)
-        call("hidden", x, *parameters, kept, saved, places, out)
+        # A parameter's gradient is one sum, over all images.
+        ctx.trained, ctx.part = trained, x.shape[-4] if trained else PART
+        call("hidden", ctx.part, x, *parameters, kept, saved, places, out)
         ctx.save_for_backward(x, kept, *parameters, saved, places, out)
         return out
 
@@ -117,14 +120,13 @@ class Hidden(torch.autograd.Function):
     def backward(ctx, g):
         x, kept, *parameters, saved, places, out = ctx.saved_tensors
         gx = torch.empty_like(x) if ctx.needs_input_grad[0] else None
-        wanted = any(ctx.needs_input_grad[2:])
-        gradients = [torch.empty_like(p) if wanted else None for p in parameters]
+        gradients = [torch.empty_like(p) if ctx.trained else None for p in parameters]
         call(
-            "hidden_backward",
+            *("hidden_backward", ctx.part),
             *(x, *parameters[::2], kept, saved, places, out, g.contiguous()),
             *(torch.empty_like(saved), *gradients, gx),
         )
-        return gx, None, *gradients
+        return gx, None, None, *gradients
 
 
 def images(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -140,11 +142,13 @@ def channels_last(t: torch.Tensor) -> torch.Tensor:
     return t.movedim(-3, -1).contiguous().movedim(-1, -3)
 
 
-def call(name: str, x: torch.Tensor, *others: torch.Tensor | None) -> None:
-    """The compiled function, for one network or, with x (K, N, C, H, W), for each of K."""
+def call(name: str, part: int, x: torch.Tensor, *others: torch.Tensor | None) -> None:
+    """The compiled function, for one network or, with x (K, N, C, H, W), for each of K.
+
+    part: how many images go through all layers together."""
     function = getattr(library(), name)
     for k in range(len(x) if x.dim() == 5 else 1):
-        function(x.shape[-4], *(pointer(t, k) for t in (x, *others)))
+        function(x.shape[-4], part, *(pointer(t, k) for t in (x, *others)))
 
 
 def pointer(t: torch.Tensor | None, k: int = 0) -> int | None:

@@ -48,12 +48,11 @@ class Step:
         """Logits (N, classes) or (K, N, classes) of float images (N, 3, 32, 32) in [0, 1], or
         of each network's own, (K, N, 3, 32, 32)."""
         x, kept = images(to_unit_range(x), self.hidden[0]), self.network.kept(x)
-        out = torch.empty(*self.stack, x.shape[-4], FEATURES)
+        n = x.shape[-4]
+        out = torch.empty(*self.stack, n, FEATURES)
         for k, (saved, _, places) in enumerate(self.memory):
             own, own_kept, own_out = pointer(x, k), pointer(kept, k), pointer(out, k)
-            library().hidden(
-                x.shape[-4], own, *self.weights[k], own_kept, saved, places, own_out
-            )
+            library().hidden(n, n, own, *self.weights[k], own_kept, saved, places, own_out)
         self.inputs = x, kept, out
         last = self.network.last
         if isinstance(last, Linear):
@@ -66,6 +65,7 @@ class Step:
     def backward(self, loss: torch.Tensor) -> None:
         """Write the gradients of a loss of these logits, or of losses' sum, to `grad`."""
         (x, kept, out), last = self.inputs, self.network.last
+        n = x.shape[-4]
         ones = torch.ones_like(loss)
         if isinstance(last, Linear):
             (g,) = torch.autograd.grad(loss, self.leaf, ones)
@@ -79,6 +79,6 @@ class Step:
         for k, (saved, scratch, places) in enumerate(self.memory):
             own, own_kept, own_out, own_g = (pointer(t, k) for t in (x, kept, out, g))
             library().hidden_backward(
-                *(x.shape[-4], own, *self.weights[k][::2], own_kept, saved, places),
+                *(n, n, own, *self.weights[k][::2], own_kept, saved, places),
                 *(own_out, own_g, scratch, *self.gradients[k], None),
             )

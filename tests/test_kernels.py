@@ -52,7 +52,7 @@ def close(ours, theirs):
 
 
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
-@pytest.mark.parametrize("n", [1, 5])
+@pytest.mark.parametrize("n", [1, 5, 2 * kernels.PART + 5])
 @pytest.mark.parametrize("dropout", [True, False])
 @pytest.mark.parametrize("wanted", ["all", "parameters", "images"])
 def test_the_compiled_step_equals_pytorch(monkeypatch, layout, n, dropout, wanted):
@@ -72,6 +72,24 @@ def test_the_compiled_step_equals_pytorch(monkeypatch, layout, n, dropout, wante
         assert b.abs().max() > 0
         assert close(a, b)
     assert calls == ["hidden", "hidden_backward"]
+
+
+@pytest.mark.parametrize("wanted", ["images", "parameters"])
+def test_threads_change_nothing(monkeypatch, wanted):
+    compiled(monkeypatch)
+    x, kept, parameters = layers(5 * kernels.PART)
+    if wanted == "images":
+        x, parameters = x.requires_grad_(), [p.detach() for p in parameters]
+    g = torch.randn(len(x), 84, generator=torch.Generator().manual_seed(1))
+    found, before = [], torch.get_num_threads()
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        out = kernels.hidden(x, kept, *parameters)
+        torch.set_num_threads(4 - threads)  # the backward pass may run with others
+        of = [x] if wanted == "images" else parameters
+        found.append([out, *torch.autograd.grad(out, of, g)])
+    torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
 @pytest.mark.parametrize("shared", [True, False])
@@ -145,7 +163,9 @@ def test_without_a_compiler_pytorch_does_it(monkeypatch, tmp_path):
         kernels.library.cache_clear()
 
 
-def test_it_is_compiled_once(monkeypatch, tmp_path):
+@pytest.mark.parametrize("threads", [kernels.THREADS, "--no-such-option"])
+def test_it_is_compiled_once(monkeypatch, tmp_path, threads):
+    monkeypatch.setattr(kernels, "THREADS", threads)
     if kernels.library() is None:
         pytest.skip("needs a C compiler, and finds none")
     monkeypatch.setattr(kernels, "ROOT", tmp_path)
