@@ -1,0 +1,189 @@
+"""Training and attacks on a device that is not the CPU: the same numbers, and no waiting.
+
+There is no GPU where these tests run. `pretend` stands in for one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import random_part
+
+from common import attacks, experiment, models, noise, robustness, sweep, training
+from common.dataset import Part, Split
+from common.recipes import RECIPES
+
+pretend = pytest.importorskip(
+    "pretend", reason="needs a PyTorch with devices in Python", exc_type=ImportError
+)
+CPU, THERE = torch.device("cpu"), pretend.DEVICE
+CLASSES = ("car", "truck", "cat")
+TRAIN = random_part((24, 12, 12))
+
+
+@pytest.fixture(autouse=True)
+def _generators(monkeypatch):
+    """The device draws from the CPU's generators."""
+    monkeypatch.setattr(
+        training, "_generator", lambda seed, device=CPU: torch.Generator().manual_seed(seed)
+    )
+    monkeypatch.setattr(training, "precision", lambda recipe, device: "float32")
+
+
+def small(recipe, **changes):
+    width = 4 if recipe.network == "resnet9" else recipe.width
+    return replace(recipe, batch_size=8, width=width, **changes)
+
+
+def network(recipe, device):
+    made = models.build(recipe.network, recipe.network_arguments(3), 0)
+    return made.to(device, memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_trains_there_as_on_the_cpu(name):
+    recipe = small(RECIPES[name], epochs=2)
+
+    def losses(device):
+        steps = training.train_steps(
+            network(recipe, device),
+            [TRAIN],
+            recipe,
+            lambda step: [0.01],
+            seeds=[0],
+            device=device,
+        )
+        first = next(steps)
+        pretend.waits.clear()  # what is set up may wait; steps, of both epochs, do not
+        return [first, *(next(steps) for _ in range(3))]
+
+    expected = [float(loss) for loss in losses(CPU)]
+    with pretend.Machine():
+        found = losses(THERE)
+        waits = list(pretend.waits)
+        assert {loss.device for loss in found} == {THERE}
+        assert [float(loss) for loss in found] == pytest.approx(expected, rel=1e-4)
+    if not recipe.adversarial:  # PGD looks which images it is done with
+        assert waits == []
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"ema": 0.9},
+        {"patience": 2},
+        {"post_hoc": "logit-adjustment"},
+        {"post_hoc": "tau-normalisation"},
+        {"post_hoc": "crt", "crt_epochs": 1},
+        {"optimizer": "adamw", "nesterov": False, "flip_average": True},
+    ],
+)
+def test_a_whole_run_gives_the_same_network(changes):
+    recipe = small(RECIPES["resnet9"], epochs=2, **changes)
+    validation, test = random_part((8, 8, 8), 1), random_part((6, 6, 6), 2)
+    split = Split(TRAIN, validation, test, CLASSES, "random images", "0-0", 0)
+    run = experiment.Run("resnet9", recipe, 0)
+    ((expected, kept),) = experiment.train([run], split, "cpu", 1, False)
+    with pretend.Machine():
+        ((result, content),) = experiment.train([run], split, str(THERE), 1, False)
+    assert result["history"]["loss"] == pytest.approx(expected["history"]["loss"], rel=1e-3)
+    assert all(not isinstance(p, pretend.There) for p in content["network"].parameters())
+    x = split.test.images
+    ours, theirs = (models.predict(c["network"], x) for c in (content, kept))
+    assert torch.allclose(ours, theirs, atol=0.02 * theirs.abs().max().item())
+
+
+def test_a_range_test_runs_there():
+    recipe = small(RECIPES["baseline"])
+    how = {"lowest": 1e-4, "highest": 0.1, "seed": 0}
+    expected = sweep.range_test(network(recipe, CPU), TRAIN, recipe, device=CPU, **how)
+    with pretend.Machine():
+        found = sweep.range_test(network(recipe, CPU), TRAIN, recipe, device=THERE, **how)
+    assert found.losses == pytest.approx(expected.losses, rel=1e-4)
+
+
+ATTACKS = {
+    "fgsm": lambda net, x, y, aims: attacks.fgsm(net, x, y, epsilon=0.02, targets=aims),
+    "pgd": lambda net, x, y, aims: attacks.pgd(
+        net, x, y, epsilon=0.02, targets=aims, steps=2, restarts=2
+    ),
+    "pgd in l2": lambda net, x, y, aims: attacks.pgd(
+        net, x, y, epsilon=0.5, targets=aims, steps=2, norm="l2", momentum=1.0
+    ),
+    "optimise": lambda net, x, y, aims: noise.optimise(
+        net, x, y, targets=aims, c=0.01, steps=3, start="gaussian"
+    ),
+    "minimise": lambda net, x, y, aims: noise.minimise(
+        net, x, y, targets=aims, steps=2, rounds=2
+    ),
+    "universal": lambda net, x, y, aims: noise.universal(
+        net, x, y, epsilon=0.05, targets=aims, balanced=True, steps=2, batch_size=4
+    ),
+}
+
+
+@pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
+def test_attacks_give_the_same_images(attack):
+    def moved(device):
+        x, y = robustness.to_attack(TRAIN, device)
+        return attack(network(RECIPES["baseline"], device), x, y, (y + 1) % 3)
+
+    expected = moved(CPU)
+    with pretend.Machine():
+        found = moved(THERE)
+        assert found.device == THERE
+        found = found.cpu()
+    # Where a gradient is all but 0, rounding decides its sign.
+    assert ((found - expected).abs() > 1e-4).float().mean() < 1e-3
+
+
+def test_what_attacks_do_is_measured_there():
+    def measured(device):
+        net = network(RECIPES["baseline"], device)
+        part = robustness.to_attack(TRAIN, device)
+        aims = robustness.targets(None, part.labels, CLASSES)
+        found = [
+            sweep.as_dict()["outcomes"]
+            for sweep in robustness.sweeps(
+                net,
+                *part,
+                CLASSES,
+                epsilons=[0, 8],
+                l2_epsilons=[0.5],
+                steps=2,
+                restarts=1,
+                seed=0,
+            )
+        ]
+        at = robustness.sample(net, part, aims, 3, 0)
+        chosen = part.images[at], part.labels[at], aims[at]
+        rows = robustness.noises(net, *chosen, c=None, norm="l1", steps=2, seed=0)
+        noises = [row["fooled"] for _, row in rows]
+        train = Part(*(values.to(device) for values in TRAIN))
+        rows = robustness.universals(net, train, part, CLASSES, epsilon=0.05, steps=2, seed=0)
+        return found, at.tolist(), noises, [row["test"]["fooling_rate"] for *_, row in rows]
+
+    expected = measured(CPU)
+    with pretend.Machine():
+        found = measured(THERE)
+    assert found[1:] == expected[1:]
+    for ours, theirs in zip(found[0], expected[0], strict=True):
+        for strength, outcome in theirs.items():
+            assert ours[strength]["flipped"] == outcome["flipped"]
+            assert ours[strength]["norms"] == pytest.approx(outcome["norms"], rel=1e-3)
+
+
+def test_the_pretended_device_minds_where_tensors_lie():
+    here = torch.ones(3)
+    with pretend.Machine():
+        there = here.to(THERE)
+        with pytest.raises(RuntimeError, match="on pretend and on the CPU"):
+            here + there
+        with pytest.raises(RuntimeError, match="on pretend and on the CPU"):
+            here[there.long()]
+        assert pretend.waits == []
+        assert (there * 2).sum().item() == 6
+        assert there[there > 0].cpu().tolist() == [1, 1, 1]
+    assert len(pretend.waits) == 3
