@@ -14,6 +14,7 @@ from torch import nn
 
 from common.recipes import Recipe
 
+Rates = Sequence[float] | torch.Tensor
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # of AdamW
 START, END = 1 / 25, 1 / 25e4  # of one-cycle, as shares of its peak
 
@@ -47,8 +48,9 @@ def unflatten(network: nn.Module) -> None:
 
 def make(
     recipe: Recipe, weights: torch.Tensor, gradients: torch.Tensor
-) -> Callable[[Sequence[float]], None]:
-    """A function that changes `weights` (K, P) in place by one step, at K learning rates.
+) -> Callable[[Rates], None]:
+    """A function that changes `weights` (K, P) in place by one step, at K learning rates:
+    numbers, or a tensor (K,) on a device whose operators are captured.
 
     sgd: with momentum, Nesterov's on request; weight decay is added to the gradient.
     adamw: Loshchilov and Hutter 2019; weight decay shrinks the weights by itself.
@@ -56,19 +58,22 @@ def make(
     first, second = torch.zeros_like(weights), torch.zeros_like(weights)
     steps = 0
 
-    def sgd(rates: Sequence[float]) -> None:
+    def sgd(rates: Rates) -> None:
         g = gradients
         if recipe.weight_decay:
             g = g.add(weights, alpha=recipe.weight_decay)
         torch.add(g, first, alpha=recipe.momentum, out=first)
         change = g.add(first, alpha=recipe.momentum) if recipe.nesterov else first
         for row, own, rate in zip(weights, change, rates, strict=True):
-            row.sub_(own, alpha=rate)
+            if isinstance(rate, torch.Tensor):
+                row.addcmul_(own, rate, value=-1)
+            else:
+                row.sub_(own, alpha=rate)
 
-    def adamw(rates: Sequence[float]) -> None:
+    def adamw(rates: Rates) -> None:
         nonlocal steps
         steps += 1
-        rate = torch.tensor(rates, device=weights.device)[:, None]
+        rate = torch.as_tensor(rates, device=weights.device)[:, None]
         weights.mul_(1 - rate * recipe.weight_decay)
         first.lerp_(gradients, 1 - BETAS[0])
         second.mul_(BETAS[1]).addcmul_(gradients, gradients, value=1 - BETAS[1])

@@ -19,7 +19,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from common import attacks, augment, balance, losses, models, optimizers
+from common import attacks, augment, balance, capture, losses, models, optimizers
 from common.dataset import Part
 from common.models import Network, pixels, predict
 from common.recipes import Recipe
@@ -220,6 +220,8 @@ def train_steps(
 ) -> Iterator[torch.Tensor]:
     """Train without end, epoch after epoch; yield the loss (K,) of each step.
 
+    On CUDA the next step overwrites it.
+
     network: one on the device, or `models.stacked` from K, as many as there are examples and
     seeds. rates: each network's learning rate at a step, from 0.
     """
@@ -243,61 +245,80 @@ def train_steps(
     mix_of = [np.random.default_rng(seed) for seed in seeds[: len(parts)]]
     attack_of = _generator(seeds[0])
     changed = bool(recipe.augment) or recipe.mix != "none"
+    drawn_from = list(pixels_of)
     if isinstance(network, models.SimpleCNN):
         network.generators = [_generator(seed, device) for seed in seeds]
+        drawn_from += network.generators
     compiled = None
     if fits(network) and precision(recipe, device) == "float32":
         compiled = Step(network, recipe.batch_size)
     autocast: AbstractContextManager = nullcontext()
     if precision(recipe, device) == "bfloat16":
         autocast = torch.autocast(device.type, torch.bfloat16)
+    in_graph = capture.possible(recipe, device)
+
+    def step(
+        batch: torch.Tensor, y: torch.Tensor, step_rates: optimizers.Rates
+    ) -> torch.Tensor:
+        """batch, y: places and labels of each network's images, (K or 1, N)."""
+        x = pixels(images.index_select(0, batch.flatten()).movedim(-1, 1))
+        if changed:
+            drawn = zip(x.split(batch.shape[1]), y, pixels_of, mix_of, strict=True)
+            x, partners, shares = _together([_changed(*one, recipe) for one in drawn])
+        if recipe.adversarial:
+            # Against the network as it predicts: dropout off, BatchNorm's running averages,
+            # which only the step below updates.
+            x = attacks.pgd(
+                network,
+                x,
+                y[0],
+                epsilon=recipe.adversarial / 255,
+                steps=recipe.adversarial_steps,
+                stop=False,
+                generator=attack_of,
+            )
+        if len(parts) > 1:
+            x = x.unflatten(0, batch.shape)
+        if compiled:
+            logits = compiled.logits(x)
+        else:
+            with autocast:
+                logits = network(x).float()
+        logits = logits.view(stack, -1, classes)
+        if recipe.mix == "none":
+            loss = losses.weighted_mean(losses.of_each(loss_of, logits, y), y, in_use)
+        else:
+            loss = losses.mixed(loss_of, logits, y, partners, shares, in_use)
+        if compiled:
+            compiled.backward(loss)
+        else:
+            torch._foreach_copy_(own_gradients, torch.autograd.grad(loss.sum(), trained))
+        optimize(step_rates)
+        return loss.detach()
+
+    constants, run = None, step
     for epoch in itertools.count():
         _train_mode(network)
-        prior = balance.class_shares(counts.cpu(), recipe, epoch).float().to(device)
-        loss_of = losses.make(recipe, counts, prior)
+        prior = balance.class_shares(counts.cpu(), recipe, epoch).float()
         in_use = weights if epoch >= recipe.reweight_from * recipe.epochs else None
+        if constants != (prior.tolist(), in_use is None):
+            constants = prior.tolist(), in_use is None
+            loss_of = losses.make(recipe, counts, prior.to(device))
+            if in_graph:  # which reads these, where they lie, as long as it is in use
+                run = capture.captured(step, drawn_from)
         orders = [
             balance.epoch_order(part.labels, recipe, epoch, classes, generator) + k * n
             for k, (part, generator) in enumerate(zip(parts, order_of, strict=True))
         ]
         order = torch.stack(orders).to(device)
         batches = order.split(recipe.batch_size, 1)  # (K or 1, N) each
-        each = zip(batches, labels[order].split(recipe.batch_size, 1), strict=True)
-        for step, (batch, y) in enumerate(each, epoch * len(batches)):
-            x = pixels(images.index_select(0, batch.flatten()).movedim(-1, 1))
-            if changed:
-                drawn = zip(x.split(batch.shape[1]), y, pixels_of, mix_of, strict=True)
-                x, partners, shares = _together([_changed(*one, recipe) for one in drawn])
-            if recipe.adversarial:
-                # Against the network as it predicts: dropout off, BatchNorm's running averages,
-                # which only the step below updates.
-                x = attacks.pgd(
-                    network,
-                    x,
-                    y[0],
-                    epsilon=recipe.adversarial / 255,
-                    steps=recipe.adversarial_steps,
-                    stop=False,
-                    generator=attack_of,
-                )
-            if len(parts) > 1:
-                x = x.unflatten(0, batch.shape)
-            if compiled:
-                logits = compiled.logits(x)
-            else:
-                with autocast:
-                    logits = network(x).float()
-            logits = logits.view(stack, -1, classes)
-            if recipe.mix == "none":
-                loss = losses.weighted_mean(losses.of_each(loss_of, logits, y), y, in_use)
-            else:
-                loss = losses.mixed(loss_of, logits, y, partners, shares, in_use)
-            if compiled:
-                compiled.backward(loss)
-            else:
-                torch._foreach_copy_(own_gradients, torch.autograd.grad(loss.sum(), trained))
-            optimize(rates(step))
-            yield loss.detach()
+        first = epoch * len(batches)
+        epoch_rates = [rates(first + k) for k in range(len(batches))]
+        if in_graph:
+            epoch_rates = torch.tensor(epoch_rates, device=device)
+        each = zip(batches, labels[order].split(recipe.batch_size, 1), epoch_rates, strict=True)
+        for arguments in each:
+            yield run(*arguments)
 
 
 def _changed(

@@ -1,25 +1,40 @@
 """A device that is not there: tensors that say they lie on it, and are computed on the CPU.
 
 It stands in for CUDA where none is at hand. An operator on tensors of both devices raises, as
-CUDA's would, and `waits` collects what would make the program wait for a GPU. Generators and
-bfloat16 are not of it.
+CUDA's would, and `waits` collects what would make the program wait for a GPU. `cuda` has its
+graphs. Generators and bfloat16 are not of it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import torch
+from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
-from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
-_setup_privateuseone_for_python_backend("pretend")
+
+class Backend(backend_registration._DummyBackendModule):
+    """What PyTorch asks any device for, also of tests that know nothing of this one."""
+
+    def get_rng_state(self, device: int) -> torch.Tensor:
+        return torch.empty(0)
+
+    def set_rng_state(self, state: torch.Tensor, device: int) -> None:
+        pass
+
+
+backend_registration._setup_privateuseone_for_python_backend("pretend", Backend())
 DEVICE = torch.device("pretend:0")
 COPIES = ("aten._to_copy.default", "aten.copy_.default")
 INDEXING = ("aten.index.Tensor", "aten.index_put_.default", "aten._index_put_impl_.default")
 WAITING = ("aten._local_scalar_dense.default", "aten.nonzero.default", "aten.equal.default")
 waits: list[str] = []
+capturing: list[CUDAGraph] = []
 
 
 class There(torch.Tensor):
@@ -107,7 +122,15 @@ def run(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
     leaves = name in COPIES and isinstance(source, There) and not goes_there
     if leaves or (name in WAITING and there):
         waits.append(name)
-    here = func(*tree_map(_here, args), **tree_map(_here, kwargs))
+        if capturing:
+            raise RuntimeError(f"{name}: a capture can't wait")
+    args_here, kwargs_here = tree_map(_here, args), tree_map(_here, kwargs)
+    if capturing:
+        if there and any(t.dim() for t in tensors if not isinstance(t, There)):
+            raise RuntimeError(f"{name}: a capture can't read the CPU's memory")
+        here = capturing[-1].record(func, args_here, kwargs_here)
+    else:
+        here = func(*args_here, **kwargs_here)
     # What an operator changed in place is the same object afterwards.
     known = {id(t.here): t for t in there}
 
@@ -137,3 +160,61 @@ def _here(value: Any) -> Any:
     if isinstance(value, torch.device):
         return torch.device("cpu")
     return value.here if isinstance(value, There) else value
+
+
+class CUDAGraph:
+    """Operators as they were recorded, run again on the tensors that they had then."""
+
+    def __init__(self) -> None:
+        self.recorded: list[tuple] = []
+        self.generators: list[torch.Generator] = []
+        self.before: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def register_generator_state(self, generator: torch.Generator) -> None:
+        self.generators.append(generator)
+
+    def record(self, func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+        # Each look at a generator makes another object of it.
+        known = [generator._cdata for generator in self.generators]
+        if "generator" in kwargs and kwargs["generator"]._cdata not in known:
+            raise RuntimeError(f"{func}: its generator is not registered")
+        for t in tree_flatten((args, kwargs))[0]:
+            if isinstance(t, torch.Tensor):
+                self.before.setdefault(id(t), (t, t.clone()))
+        results = func(*args, **kwargs)
+        self.recorded.append((func, args, kwargs, results))
+        return results
+
+    def replay(self) -> None:
+        for func, args, kwargs, results in self.recorded:
+            again = tree_flatten(func(*args, **kwargs))[0]
+            for old, new in zip(tree_flatten(results)[0], again, strict=True):
+                if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():
+                    old.copy_(new)
+
+
+@contextmanager
+def graph(recorder: CUDAGraph) -> Iterator[None]:
+    """As torch.cuda.graph: nothing that the block does happens but the recording."""
+    states = [g.get_state() for g in recorder.generators]
+    capturing.append(recorder)
+    try:
+        yield
+    finally:
+        capturing.pop()
+        # The earliest last, as views of what was seen before are seen with its changes.
+        for t, before in reversed(recorder.before.values()):
+            if not torch.equal(t, before):
+                t.copy_(before)
+        for generator, state in zip(recorder.generators, states, strict=True):
+            generator.set_state(state)
+
+
+stream = SimpleNamespace(wait_stream=lambda other: None)
+cuda = SimpleNamespace(
+    CUDAGraph=CUDAGraph,
+    graph=graph,
+    Stream=lambda: stream,
+    stream=nullcontext,
+    current_stream=lambda: stream,
+)

@@ -11,7 +11,17 @@ import pytest
 import torch
 from conftest import random_part
 
-from common import attacks, experiment, models, noise, robustness, sweep, training
+from common import (
+    attacks,
+    capture,
+    experiment,
+    losses,
+    models,
+    noise,
+    robustness,
+    sweep,
+    training,
+)
 from common.dataset import Part, Split
 from common.recipes import RECIPES
 
@@ -46,7 +56,7 @@ def network(recipe, device):
 def test_every_recipe_trains_there_as_on_the_cpu(name):
     recipe = small(RECIPES[name], epochs=2)
 
-    def losses(device):
+    def curve(device):
         steps = training.train_steps(
             network(recipe, device),
             [TRAIN],
@@ -59,14 +69,115 @@ def test_every_recipe_trains_there_as_on_the_cpu(name):
         pretend.waits.clear()  # what is set up may wait; steps, of both epochs, do not
         return [first, *(next(steps) for _ in range(3))]
 
-    expected = [float(loss) for loss in losses(CPU)]
+    expected = [float(loss) for loss in curve(CPU)]
     with pretend.Machine():
-        found = losses(THERE)
+        found = curve(THERE)
         waits = list(pretend.waits)
         assert {loss.device for loss in found} == {THERE}
         assert [float(loss) for loss in found] == pytest.approx(expected, rel=1e-4)
     if not recipe.adversarial:  # PGD looks which images it is done with
         assert waits == []
+
+
+def graphs(monkeypatch):
+    """The device has CUDA's graphs; the list has one of those made for each capture."""
+    made = []
+    possible = capture.possible
+    monkeypatch.setattr(
+        capture,
+        "possible",
+        lambda recipe, device: device == THERE and possible(recipe, torch.device("cuda")),
+    )
+    monkeypatch.setattr(capture, "cuda", pretend.cuda)
+    monkeypatch.setattr(
+        pretend.cuda, "CUDAGraph", lambda: made.append(pretend.CUDAGraph()) or made[-1]
+    )
+    return made
+
+
+CAPTURED = {
+    "baseline": (RECIPES["baseline"], 1),
+    "augmented": (RECIPES["tuned"], 1),
+    "resnet9": (RECIPES["resnet9-logit-adjusted"], 1),
+    "momentum of Nesterov, decay": (
+        replace(RECIPES["original"], nesterov=True, weight_decay=0.01),
+        1,
+    ),
+    # A graph reads the weights and the prior that it was captured with.
+    "other weights from the second epoch on": (
+        replace(RECIPES["ldam-drw"], reweight_from=0.5),
+        2,
+    ),
+    "other draws in each epoch": (
+        replace(RECIPES["progressive-sampler"], loss="logit-adjusted"),
+        2,
+    ),
+    # Not captured.
+    "mixed on the host": (RECIPES["cutmix"], 0),
+    "attacked": (RECIPES["robust"], 0),
+    "adamw": (replace(RECIPES["original"], optimizer="adamw"), 0),
+}
+
+
+@pytest.mark.parametrize(("recipe", "captures"), CAPTURED.values(), ids=CAPTURED)
+def test_captured_steps_train_as_the_plain_ones(monkeypatch, capsys, recipe, captures):
+    recipe = small(recipe, epochs=2)
+    part = random_part((26, 12, 12))  # six whole batches and one of two images
+
+    def trained(device):
+        net = network(recipe, device)
+        steps = training.train_steps(
+            net, [part], recipe, lambda step: [0.01 / (1 + step)], seeds=[0], device=device
+        )
+        found = [next(steps).item() for _ in range(14)]
+        return found, [t.cpu() for t in [*net.parameters(), *net.buffers()]]
+
+    expected, weights = trained(CPU)
+    made, constants, make = graphs(monkeypatch), [], losses.make
+    monkeypatch.setattr(losses, "make", lambda *args: constants.append(args) or make(*args))
+    with pretend.Machine():
+        found, captured = trained(THERE)
+    assert len(made) == captures
+    assert all(graph.recorded for graph in made)
+    assert "can't be captured" not in capsys.readouterr().err
+    # What a graph reads stays: new constants of the loss need a new graph.
+    assert len(constants) == max(1, captures)
+    assert found == pytest.approx(expected, rel=1e-3)
+    for ours, theirs in zip(captured, weights, strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", ["baseline", "tuned", "resnet9-logit-adjusted"])
+def test_captured_steps_train_as_the_plain_ones_on_cuda(monkeypatch, name):
+    monkeypatch.undo()  # generators of its own
+    cuda, recipe = torch.device("cuda"), small(RECIPES[name], epochs=2, precision="float32")
+    part, found = random_part((26, 12, 12)), []
+    for possible in (capture.possible, lambda recipe, device: False):
+        monkeypatch.setattr(capture, "possible", possible)
+        steps = training.train_steps(
+            *(network(recipe, cuda), [part], recipe, lambda step: [0.01 / (1 + step)]),
+            seeds=[0],
+            device=cuda,
+        )
+        found.append([next(steps).item() for _ in range(14)])
+    assert found[0] == pytest.approx(found[1], rel=1e-3)
+
+
+def test_a_step_that_cannot_be_captured_runs_as_it_is(monkeypatch, capsys):
+    graphs(monkeypatch)
+    total = torch.zeros(1)
+
+    def step(x):
+        total.add_(x.sum().item())  # waits
+        return total
+
+    with pretend.Machine():
+        run = capture.captured(step, [])
+        for _ in range(6):
+            run(torch.ones(2, device=THERE))
+    assert total.item() == 12
+    assert capsys.readouterr().err.count("can't be captured") == 1
 
 
 @pytest.mark.parametrize(
@@ -80,7 +191,8 @@ def test_every_recipe_trains_there_as_on_the_cpu(name):
         {"optimizer": "adamw", "nesterov": False, "flip_average": True},
     ],
 )
-def test_a_whole_run_gives_the_same_network(changes):
+def test_a_whole_run_gives_the_same_network(monkeypatch, changes):
+    graphs(monkeypatch)
     recipe = small(RECIPES["resnet9"], epochs=2, **changes)
     validation, test = random_part((8, 8, 8), 1), random_part((6, 6, 6), 2)
     split = Split(TRAIN, validation, test, CLASSES, "random images", "0-0", 0)
