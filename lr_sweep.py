@@ -55,7 +55,7 @@ def main(args):
 
 
 def sweep(name, recipe, rates, split, examples, device, about, args):
-    from common import experiment, figures, results
+    from common import experiment, results, sweep_figures
     from common.sweep import best_rate, start_loss, verdict
 
     runs = [
@@ -90,9 +90,11 @@ def sweep(name, recipe, rates, split, examples, device, about, args):
     prefix = f"{root / 'figures' / 'lr_sweep'}_{name}"
     title = f"Learning rates of {name}, {recipe.epochs} epochs"
     saved = [
-        figures.sweep_losses(Path(f"{prefix}_loss.png"), by_rate, start, title, about),
-        figures.sweep_each(Path(f"{prefix}_each.png"), by_rate, verdicts, start, title, about),
-        figures.sweep_validation(Path(f"{prefix}_validation.png"), by_rate, title, about),
+        sweep_figures.all_losses(Path(f"{prefix}_loss.png"), by_rate, start, title, about),
+        sweep_figures.each_loss(
+            Path(f"{prefix}_each.png"), by_rate, verdicts, start, title, about
+        ),
+        sweep_figures.validation(Path(f"{prefix}_validation.png"), by_rate, title, about),
         Path(f"{prefix}.json"),
     ]
     results.save_result(
@@ -133,7 +135,7 @@ def new_network(recipe, split, seed):
 
 
 def test_range(name, recipe, rates, split, examples, device, about, args):
-    from common import figures, results, training
+    from common import results, sweep_figures, training
     from common.sweep import best_of_sweep, range_test
 
     start = time.perf_counter()
@@ -166,7 +168,7 @@ def test_range(name, recipe, rates, split, examples, device, about, args):
             f" ({test.suggestion / best:.2g} times as much is suggested)"
         )
     figure = folder / f"lr_sweep_{name}_range_test.png"
-    figures.range_test(figure, test, f"Learning-rate range test of {name}", about)
+    sweep_figures.range_test(figure, test, f"Learning-rate range test of {name}", about)
     results.save_result(
         figure.with_suffix(".json"),
         split,

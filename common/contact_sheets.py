@@ -10,7 +10,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from common.figures import _figure, _save, _show
+from common.figures import new_figure, save, show
 from common.relabel import Suspect
 
 COLUMNS = 4
@@ -39,7 +39,7 @@ def duplicates(
     shown = ranked[:most]
     lines = -(-len(shown) // COLUMNS)
     conflicts = sum(bool(row["conflict"]) for row in rows)
-    figure = _figure(
+    figure = new_figure(
         3.3 * COLUMNS,
         1.5 * lines + 0.8,
         "Duplicates, with their place in their part of the data: conflicting labels first,"
@@ -52,10 +52,10 @@ def duplicates(
             images[row[f"{side}_part"]][row[f"{side}_index"]] for side in ("first", "second")
         )
         gap = torch.full_like(first[:, :, :GAP], 255)
-        _show(axes, torch.cat([first, gap, second], 2), _title(row))
+        show(axes, torch.cat([first, gap, second], 2), _title(row))
         if row["conflict"]:
             axes.title.set(color=RED, fontweight="bold")
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def suspects(
@@ -68,7 +68,7 @@ def suspects(
     columns = 8
     shown = suspects[:most]
     lines = -(-len(shown) // columns)
-    figure = _figure(
+    figure = new_figure(
         1.35 * columns + 0.4,
         1.75 * lines + 0.9,
         "Labels that may be wrong, the most suspect first",
@@ -77,8 +77,8 @@ def suspects(
     )
     for axes, s in zip(_places(figure, lines, columns), shown, strict=False):
         title = f"{s.index}\n{s.given} -> {s.suggested} {s.confidence:.0%}"
-        _show(axes, images[s.index], title)
-    return _save(figure, path)
+        show(axes, images[s.index], title)
+    return save(figure, path)
 
 
 def _places(figure: Figure, lines: int, columns: int) -> list[Axes]:

@@ -1,4 +1,4 @@
-"""The figures of stage 5: which images, attacks and titles; `figures.py` draws them."""
+"""The figures of stage 5: which images, attacks and titles; `attack_figures.py` draws them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from common import figures, robustness
+from common import attack_figures, robustness
 from common.attacks import fgsm_sweep, logits_of
 from common.dataset import Part
 from common.noise import minimise, optimise
@@ -44,7 +44,7 @@ def fgsm_rows(
         attacked = fgsm_sweep(network, x, labels, epsilons=[e / 255 for e in shown])
         for e, images in zip(shown, attacked, strict=True):
             factor = 128 / e
-            noise = figures.noise_picture((images - x)[0], factor)
+            noise = attack_figures.noise_picture((images - x)[0], factor)
             rows[name].append((noise, f"noise x {factor:g}\nepsilon {e:g}/255"))
             rows[name].append((images[0], f"adversarial\n{said(network, images, classes)[0]}"))
     return rows
@@ -80,7 +80,7 @@ def noise_rows(
         before, after = (said(network, images, classes) for images in (x, noisy))
         row = []
         for i in range(len(x)):
-            noise = figures.noise_picture((noisy - x)[i], 1, grey=True)
+            noise = attack_figures.noise_picture((noisy - x)[i], 1, grey=True)
             row += [(x[i], f"original\n{before[i]}"), (noise, f"noise\nL1 {sizes[i]:.1f}")]
             row.append((noisy[i], f"adversarial\n{after[i]}"))
         rows[f"{classes[k]} to {classes[target]}"] = row
@@ -106,7 +106,7 @@ def universal_rows(
         else:
             factor = 0.5 if name == "unbounded" else 128 / max(epsilon, 1)
         images = (x + noise).clamp(0, 1)
-        row = [(figures.noise_picture(noise[0], factor), f"the noise\nx {factor:g}")]
+        row = [(attack_figures.noise_picture(noise[0], factor), f"the noise\nx {factor:g}")]
         called = said(network, images, classes)
         titles = [f"{is_a} called\n{words}" for is_a, words in zip(true, called, strict=True)]
         rows[name] = row + list(zip(images, titles, strict=True))
@@ -142,7 +142,7 @@ def adversarial(
     def curves(file: str, found: dict[str, robustness.Sweep], title: str) -> None:
         reports = {key: [o.report for o in s.outcomes.values()] for key, s in found.items()}
         path = Path(f"{prefix}_{file}.png")
-        saved.append(figures.attack_curves(path, reports, epsilons, title, about))
+        saved.append(attack_figures.accuracy_curves(path, reports, epsilons, title, about))
 
     own = {key: sweeps[name][key] for key in ("FGSM", "PGD", "MI-FGSM")}
     curves("epsilon", own, f"{name} under attack")
@@ -159,7 +159,7 @@ def adversarial(
         )
         title = f"{name}: what C does to the optimised noise"
         least = noises["zeros start"]["medians"][key]
-        saved.append(figures.noise_tradeoff(path, tradeoff, least, key, title, few))
+        saved.append(attack_figures.noise_tradeoff(path, tradeoff, least, key, title, few))
     wanted = {
         "fgsm": list(classes),
         "noise": [f"{classes[k]} to {classes[target]}" for k, target in pairs],
@@ -179,5 +179,5 @@ def adversarial(
             if missing:
                 caption += f"; none to show of: {', '.join(missing)}"
             path = Path(f"{prefix}_{file}.png")
-            saved.append(figures.picture_grid(path, rows, title, f"{about}\n{caption}"))
+            saved.append(attack_figures.picture_grid(path, rows, title, f"{about}\n{caption}"))
     return saved

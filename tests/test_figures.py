@@ -8,7 +8,16 @@ import torch
 from conftest import random_part
 from PIL import Image
 
-from common import comparison, contact_sheets, figures, metrics, pictures, statistics
+from common import (
+    attack_figures,
+    comparison,
+    contact_sheets,
+    figures,
+    metrics,
+    pictures,
+    statistics,
+    sweep_figures,
+)
 from common.relabel import Suspect
 from common.sweep import RangeTest
 
@@ -43,19 +52,21 @@ def drawn(path):
         ),
         "confusion": lambda: figures.confusion(path, report, "A title", SOURCE),
         "recipes": lambda: figures.recipes(path, compared, "G-mean", 1, f"{SOURCE}; n = 48"),
-        "attack_curves": lambda: figures.attack_curves(
+        "attack_curves": lambda: attack_figures.accuracy_curves(
             path, {"FGSM": [report] * 3, "PGD": [report] * 3}, [0, 8, 32], "A title", about
         ),
-        "picture_grid": lambda: figures.picture_grid(
+        "picture_grid": lambda: attack_figures.picture_grid(
             path,
             {
                 "car to truck": [(picture, "original\ncar 100%")] * 3,
-                "shorter": [(figures.noise_picture(picture - 0.5, 2, grey=True), "noise")],
+                "shorter": [
+                    (attack_figures.noise_picture(picture - 0.5, 2, grey=True), "noise")
+                ],
             },
             "A title",
             about,
         ),
-        "noise_tradeoff": lambda: figures.noise_tradeoff(
+        "noise_tradeoff": lambda: attack_figures.noise_tradeoff(
             path, {0.01: fooled, 0.1: missed}, 3.0, "L1", "A title", about
         ),
         "label_joint": lambda: figures.label_joint(
@@ -64,7 +75,7 @@ def drawn(path):
         "suspects": lambda: contact_sheets.suspects(
             path, [Suspect(i, "", "truck", "cat", 0.5) for i in range(9)], PART.images, SOURCE
         ),
-        "range_test": lambda: figures.range_test(
+        "range_test": lambda: sweep_figures.range_test(
             path,
             RangeTest([0.1, 0.2, 0.4], [2.0, 1.0, 3.0], [2.0, 1.5, 2.0], 0.2, 0.4),
             "A title",
@@ -152,10 +163,10 @@ def test_recipes_have_their_value_and_interval(figure_of):
 def test_noise_is_shown_around_grey():
     noise = torch.zeros(3, 2, 2)
     noise[0, 0, 0], noise[1, 0, 1], noise[:, 1, 1] = 0.1, -0.9, 0.2
-    shown = figures.noise_picture(noise, 2)
+    shown = attack_figures.noise_picture(noise, 2)
     assert torch.allclose(shown[0], torch.tensor([[0.7, 0.5], [0.5, 0.9]]))
     assert torch.allclose(shown[1], torch.tensor([[0.5, 0.0], [0.5, 0.9]]))
-    grey = figures.noise_picture(noise, 3, grey=True)
+    grey = attack_figures.noise_picture(noise, 3, grey=True)
     assert torch.allclose(grey[0], torch.tensor([[0.6, 0.0], [0.5, 1.0]]))
     assert torch.equal(grey[0], grey[1])
 
@@ -168,9 +179,9 @@ def test_a_row_that_has_nothing_to_show_is_named(monkeypatch):
             pictures, f"{name}_rows", lambda *a, row=rows, **k: {row: cell[row]}
         )
     monkeypatch.setattr(pictures, "universal_rows", lambda *a, **k: {})
-    monkeypatch.setattr(figures, "attack_curves", lambda path, *a: path)
+    monkeypatch.setattr(attack_figures, "accuracy_curves", lambda path, *a: path)
     monkeypatch.setattr(
-        figures,
+        attack_figures,
         "picture_grid",
         lambda path, rows, title, caption: captions.update({path.stem: caption}),
     )

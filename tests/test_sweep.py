@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from conftest import EMPTY, is_one_line, random_part
 from matplotlib.figure import Figure
 
-from common import figures, models, sweep, training
+from common import models, sweep, sweep_figures, training
 from common.recipes import Recipe
 
 CPU = torch.device("cpu")
@@ -216,13 +216,13 @@ def test_bad_input_is_one_line(in_process, arguments, words):
 
 def test_a_diverged_curve_ends_in_a_cross_and_an_arrow_marks_what_is_off_the_scale():
     axes = Figure().subplots()
-    figures._sweep_curve(axes, 0, [1.0, 0.5, 99.0, 0.7], True, 1.0, "C0", "0.5")
+    assert sweep_figures._curve(axes, 0, [1.0, 0.5, 99.0, 0.7], True, 1.0, "C0", "0.5")
     curve, arrows, cross = axes.lines
     assert curve.get_xdata().tolist() == [0, 1, 2, 3]
-    assert curve.get_ydata().tolist() == [1.0, 0.5, figures.HEIGHT, 0.7]
+    assert curve.get_ydata().tolist() == [1.0, 0.5, sweep_figures.HEIGHT, 0.7]
     assert (arrows.get_marker(), arrows.get_xdata().tolist()) == ("^", [2])
     assert cross.get_marker() == "x"
     assert cross.get_xydata().tolist() == [[3, 0.7]]
     axes = Figure().subplots()
-    figures._sweep_curve(axes, 1, [1.0, 0.5], False, 1.0, "C0", "0.005")
+    assert not sweep_figures._curve(axes, 1, [1.0, 0.5], False, 1.0, "C0", "0.005")
     assert [line.get_marker() for line in axes.lines if len(line.get_xdata())] == ["o"]
