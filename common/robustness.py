@@ -107,11 +107,11 @@ def outcomes(
 ) -> Iterator[Outcome]:
     """The Outcome of each strength of `attack`, which sees only the images that are right.
 
-    x: float32 (N, 3, 32, 32) in [0, 1]; labels, targets: (N,). Raises InputError where no
-    image is right.
+    x: float32 (N, 3, 32, 32) in [0, 1]; labels, targets: (N,). Some image is right: see
+    `correct`.
     """
     clean = logits_of(network, x)
-    right = correct(network, x, labels)
+    right = clean.argmax(1) == labels
     attacked, aims = x[right], None if targets is None else targets[right]
     for adversarial in attack(attacked, labels[right], aims):
         unchanged = adversarial is attacked
