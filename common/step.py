@@ -66,15 +66,17 @@ class Step:
         """Write the gradients of a loss of these logits, or of losses' sum, to `grad`."""
         (x, kept, out), last = self.inputs, self.network.last
         n = x.shape[-4]
-        ones = torch.ones_like(loss)
+        # Of a number: PyTorch checks the shape of a gradient that it is given with SymPy, which
+        # takes longer than a layer.
+        total = loss.sum()
         if isinstance(last, Linear):
-            (g,) = torch.autograd.grad(loss, self.leaf, ones)
+            (g,) = torch.autograd.grad(total, self.leaf)
             with torch.no_grad():
                 torch.matmul(g.mT, out, out=last.weight.grad)
                 torch.sum(g, -2, out=last.bias.grad)
                 g = g @ last.weight
         else:
-            g, last.weight.grad[:] = torch.autograd.grad(loss, [self.leaf, last.weight], ones)
+            g, last.weight.grad[:] = torch.autograd.grad(total, [self.leaf, last.weight])
         g = g.contiguous()
         for k, (saved, scratch, places) in enumerate(self.memory):
             own, own_kept, own_out, own_g = (pointer(t, k) for t in (x, kept, out, g))
