@@ -66,8 +66,8 @@ class Step:
         """Write the gradients of a loss of these logits, or of losses' sum, to `grad`."""
         (x, kept, out), last = self.inputs, self.network.last
         n = x.shape[-4]
-        # Of a number: PyTorch checks the shape of a gradient that it is given with SymPy, which
-        # takes longer than a layer.
+        # Of a number: PyTorch checks the shape of a gradient that it is given with SymPy, whose
+        # import and use at every step take time.
         total = loss.sum()
         if isinstance(last, Linear):
             (g,) = torch.autograd.grad(total, self.leaf)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
-import functools
 import itertools
 import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,7 +16,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from common import attacks, augment, balance, capture, losses, models, optimizers
+from common import attacks, augment, balance, capture, losses, models, optimizers, processor
 from common.dataset import Part
 from common.models import Network, pixels, predict
 from common.recipes import Recipe
@@ -118,20 +115,7 @@ def can_train_together(recipe: Recipe, device: torch.device) -> bool:
     )
 
 
-@contextmanager
-def _without_denormals() -> Iterator[None]:
-    """Numbers below 1e-38 count as 0. The momentum of a dead unit's weights would stay there
-    for good, and slow the processor down."""
-    least = torch.ones(1, dtype=torch.int32).view(torch.float32)
-    before = (least * 1).item() == 0
-    torch.set_flush_denormal(True)
-    try:
-        yield
-    finally:
-        torch.set_flush_denormal(before)
-
-
-@_without_denormals()
+@processor.without_denormals()
 def fit_together(
     networks: Sequence[Network],
     examples: Sequence[Part],
@@ -148,7 +132,7 @@ def fit_together(
     each class. A network whose loss stops being finite goes on, for the others' sake, but its
     history ends there; the training ends early when that is true of all.
     """
-    _reuse_memory()
+    processor.reuse_memory()
     recipe, stack = recipes[0], len(networks)
     for one in networks:  # channels_last: convolution and pooling are faster so, on CPUs too
         one.to(device, memory_format=torch.channels_last)
@@ -362,15 +346,6 @@ def _record(
 def _average(network: nn.Module, decay: float) -> AveragedModel:
     average = get_ema_multi_avg_fn(decay)
     return AveragedModel(network, multi_avg_fn=average, use_buffers=True)
-
-
-@functools.cache
-def _reuse_memory() -> None:
-    """Have glibc keep freed memory: a ResNet9's steps else spend an eighth in page faults."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        mallopt(ctypes.c_int(-3), ctypes.c_int(1 << 30))  # M_MMAP_THRESHOLD
-        mallopt(ctypes.c_int(-1), ctypes.c_int((1 << 31) - 1))  # M_TRIM_THRESHOLD
 
 
 def _cpu_capabilities() -> dict[str, bool | int | str]:
