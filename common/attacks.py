@@ -118,7 +118,8 @@ def pgd(
     where None, enough to cross the ball. momentum: decay of the sum of gradients, each of L1
     norm 1, whose direction is taken (MI-FGSM, Dong et al. 2018); 0: the gradient's alone.
     stop: leave an image alone once it fools. One that never does, or without stop, ends at its
-    worst point, where the loss that the attack raises is highest.
+    worst point, where the loss that the attack raises is highest; without stop nothing waits
+    for the device.
     """
     check(labels, targets, epsilon)
     if epsilon == 0:
@@ -137,15 +138,18 @@ def pgd(
             logits, g, loss = uphill(network, at, labels[left], aim, last=step == steps)
             fooled = fools(logits, labels[left], aim) & stop
             better = fooled | (loss > highest[left])
-            best[left[better]], highest[left[better]] = at[better], loss[better]
-            left = left[~fooled]
+            best[left] = at.where(better[:, None, None, None], best[left])
+            highest[left] = loss.where(better, highest[left])
+            if stop:  # how many are left the host waits to know
+                left = left[~fooled]
             if step == steps or len(left) == 0:
                 break
-            g = g[~fooled]
+            if stop:
+                at, g = at[~fooled], g[~fooled]
             direction[left] = momentum * direction[left] + g / norms(g, 1)
             move = direction[left]
             move = move.sign() if norm == "linf" else move / norms(move, 2)
-            noise[left] = _project(at[~fooled] + step_size * move - x[left], epsilon, norm)
+            noise[left] = _project(at + step_size * move - x[left], epsilon, norm)
         if len(left) == 0:
             break
     return best
@@ -184,11 +188,13 @@ def norms(x: torch.Tensor, p: float) -> torch.Tensor:
 def _random_start(
     x: torch.Tensor, epsilon: float, norm: str, generator: torch.Generator
 ) -> torch.Tensor:
-    """Uniform in the ball of radius epsilon; drawn on the CPU, the same for every device."""
+    """Uniform in the ball of radius epsilon; drawn where the generator is: one of the CPU
+    draws the same for every device."""
+    drawn = {"generator": generator, "device": generator.device}
     if norm == "linf":
-        return (epsilon * (2 * torch.rand(x.shape, generator=generator) - 1)).to(x)
-    noise = torch.randn(x.shape, generator=generator)
-    radius = torch.rand(len(x), 1, 1, 1, generator=generator) ** (1 / x[0].numel())
+        return (epsilon * (2 * torch.rand(x.shape, **drawn) - 1)).to(x)
+    noise = torch.randn(x.shape, **drawn)
+    radius = torch.rand(len(x), 1, 1, 1, **drawn) ** (1 / x[0].numel())
     return (epsilon * radius * noise / norms(noise, 2)).to(x)
 
 

@@ -81,32 +81,60 @@ def random_factors(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return 1 + JITTER * (2 * u - 1)
 
 
-def mix(
-    x: torch.Tensor, labels: torch.Tensor, recipe: Recipe, rng: np.random.Generator
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """A batch x (N, 3, S, S) mixed with itself in another order, or left as it is.
+def draw_mixing(
+    n: int, size: int, recipe: Recipe, rng: np.random.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """How `mix` is to mix an epoch's n images of size x size pixels, batch after batch.
 
-    Returns the images, the labels (N,) of the images mixed in, and the shares (N,) that the
-    batch's own labels keep, 1 where nothing is mixed. mixup (Zhang et al. 2018) draws a share
-    for each image, cutmix (Yun et al. 2019) one box for the batch, cut off at the border; its
-    share is of the area that really stays. rng is NumPy's, as PyTorch draws no beta from a
-    generator, and on the host, where the box and whether to mix are decided.
+    Returns each image's partner, as its place in the batch (n,), and how much of it: for mixup
+    (Zhang et al. 2018) the share that the image keeps (n,), drawn for each; for cutmix (Yun et
+    al. 2019) the box that the partner fills (n, 4), top, left, bottom and right, one for the
+    batch and cut off at the border. In steps that don't mix, themselves. rng is NumPy's, as
+    PyTorch draws no beta from a generator, and an epoch's draws go to the device at once.
     """
-    n, size = len(x), x.shape[-1]
-    if recipe.mix == "none" or rng.random() >= recipe.mix_share:
-        return x, labels, torch.ones(n, device=x.device)
-    others = torch.from_numpy(rng.permutation(n)).to(x.device)
-    if recipe.mix == "mixup":
-        drawn = rng.beta(recipe.mix_alpha, recipe.mix_alpha, n).astype(np.float32)
-        shares = torch.from_numpy(drawn).to(x.device)
-        return torch.lerp(x[others], x, shares[:, None, None, None]), labels[others], shares
-    # The box of the paper's code: its centre anywhere, its half sides rounded down.
+    partners, amounts = [], []
+    for start in range(0, n, recipe.batch_size):
+        batch = min(recipe.batch_size, n - start)
+        mixes = rng.random() < recipe.mix_share
+        partners.append(rng.permutation(batch) if mixes else np.arange(batch))
+        if recipe.mix == "mixup":
+            beta = (recipe.mix_alpha, recipe.mix_alpha)
+            amounts.append(rng.beta(*beta, batch) if mixes else np.ones(batch))
+        else:
+            box = _box(size, recipe, rng) if mixes else np.zeros(4, int)
+            amounts.append(np.tile(box, (batch, 1)))
+    amount = torch.from_numpy(np.concatenate(amounts))
+    return (
+        torch.from_numpy(np.concatenate(partners)),
+        amount.float() if recipe.mix == "mixup" else amount,
+    )
+
+
+def _box(size: int, recipe: Recipe, rng: np.random.Generator) -> np.ndarray:
+    """The box of the paper's code: its centre anywhere, its half sides rounded down."""
     half = int(size * math.sqrt(1 - rng.beta(recipe.mix_alpha, recipe.mix_alpha))) // 2
     centre = rng.integers(size, size=2)
-    top, left = np.maximum(centre - half, 0)
-    bottom, right = np.minimum(centre + half, size)
-    box = (..., slice(top, bottom), slice(left, right))
-    mixed = x.clone()
-    mixed[box] = x[box][others]
-    share = 1 - float((bottom - top) * (right - left)) / size**2
-    return mixed, labels[others], torch.full((n,), share, device=x.device)
+    return np.concatenate((np.maximum(centre - half, 0), np.minimum(centre + half, size)))
+
+
+def mix(
+    x: torch.Tensor,
+    labels: torch.Tensor,
+    partners: torch.Tensor,
+    amounts: torch.Tensor,
+    recipe: Recipe,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A batch x (N, 3, S, S) mixed with itself as `draw_mixing` says, all on one device.
+
+    Returns the images, the labels (N,) of the images mixed in, and the shares (N,) that the
+    batch's own labels keep: for cutmix that of the area that stays.
+    """
+    others, size = x[partners], x.shape[-1]
+    if recipe.mix == "mixup":
+        return torch.lerp(others, x, amounts[:, None, None, None]), labels[partners], amounts
+    start, end = amounts.view(-1, 2, 2, 1).unbind(1)  # (N, 2, 1) each: of rows, of columns
+    places = torch.arange(size, device=x.device)
+    within = (start <= places) & (places < end)  # (N, 2, S)
+    box = within[:, 0, :, None] & within[:, 1, None, :]
+    shares = 1 - (end - start).prod(1)[:, 0] / size**2
+    return torch.where(box[:, None], others, x), labels[partners], shares

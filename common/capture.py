@@ -11,20 +11,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import cuda
 
-from common.recipes import Recipe
-
 Step = Callable[..., torch.Tensor]
+DEVICES = ("cuda",)  # types of those that capture
 WARM_UP = 3  # steps that run as they are, on a stream of their own, as PyTorch wants it
-
-
-def possible(recipe: Recipe, device: torch.device) -> bool:
-    """Whether all of a step is on the device, and its every number a tensor's."""
-    return (
-        device.type == "cuda"
-        and recipe.mix == "none"
-        and not recipe.adversarial
-        and recipe.optimizer == "sgd"
-    )
 
 
 def captured(step: Step, generators: Sequence[torch.Generator]) -> Step:

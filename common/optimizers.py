@@ -56,7 +56,7 @@ def make(
     adamw: Loshchilov and Hutter 2019; weight decay shrinks the weights by itself.
     """
     first, second = torch.zeros_like(weights), torch.zeros_like(weights)
-    steps = 0
+    steps = torch.zeros((), device=weights.device)
 
     def sgd(rates: Rates) -> None:
         g = gradients
@@ -71,14 +71,14 @@ def make(
                 row.sub_(own, alpha=rate)
 
     def adamw(rates: Rates) -> None:
-        nonlocal steps
-        steps += 1
+        steps.add_(1)
         rate = torch.as_tensor(rates, device=weights.device)[:, None]
+        corrections = [-torch.expm1(steps * math.log(beta)) for beta in BETAS]  # 1 - beta^steps
         weights.mul_(1 - rate * recipe.weight_decay)
         first.lerp_(gradients, 1 - BETAS[0])
         second.mul_(BETAS[1]).addcmul_(gradients, gradients, value=1 - BETAS[1])
-        scale = second.sqrt().div_(math.sqrt(1 - BETAS[1] ** steps)).add_(EPSILON)
-        weights.addcmul_(first / scale, rate, value=-1 / (1 - BETAS[0] ** steps))
+        scale = second.sqrt().div_(corrections[1].sqrt()).add_(EPSILON)
+        weights.addcmul_(first / scale, rate / corrections[0], value=-1)
 
     return adamw if recipe.optimizer == "adamw" else sgd
 

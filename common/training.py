@@ -222,14 +222,10 @@ def train_steps(
     flat, gradients = optimizers.flattened(trained, stack)
     own_gradients = [p.grad for p in trained]  # views of `gradients`
     optimize = optimizers.make(recipe, flat, gradients)
-    # The order has generators of its own, so that networks with and without dropout, or on
-    # different devices, see the same batches.
-    order_of = [_generator(seed) for seed in seeds[: len(parts)]]
     pixels_of = [_generator(seed, device) for seed in seeds[: len(parts)]]
-    mix_of = [np.random.default_rng(seed) for seed in seeds[: len(parts)]]
-    attack_of = _generator(seeds[0])
+    attack_of = _generator(seeds[0], device)
     changed = bool(recipe.augment) or recipe.mix != "none"
-    drawn_from = list(pixels_of)
+    drawn_from = [*pixels_of, attack_of]
     if isinstance(network, models.SimpleCNN):
         network.generators = [_generator(seed, device) for seed in seeds]
         drawn_from += network.generators
@@ -239,16 +235,18 @@ def train_steps(
     autocast: AbstractContextManager = nullcontext()
     if precision(recipe, device) == "bfloat16":
         autocast = torch.autocast(device.type, torch.bfloat16)
-    in_graph = capture.possible(recipe, device)
+    in_graph = device.type in capture.DEVICES
 
     def step(
-        batch: torch.Tensor, y: torch.Tensor, step_rates: optimizers.Rates
-    ) -> torch.Tensor:
-        """batch, y: places and labels of each network's images, (K or 1, N)."""
+        step_rates: optimizers.Rates, batch: torch.Tensor, y: torch.Tensor,
+        *mixing: torch.Tensor,
+    ) -> torch.Tensor:  # fmt: skip
+        """batch, y: places and labels of each network's images, (K or 1, N). mixing: nothing,
+        or of each image what `augment.draw_mixing` drew."""
         x = pixels(images.index_select(0, batch.flatten()).movedim(-1, 1))
         if changed:
-            drawn = zip(x.split(batch.shape[1]), y, pixels_of, mix_of, strict=True)
-            x, partners, shares = _together([_changed(*one, recipe) for one in drawn])
+            drawn = zip(x.split(batch.shape[1]), y, pixels_of, *mixing, strict=True)
+            x, *partners = _together([_changed(recipe, *one) for one in drawn])
         if recipe.adversarial:
             # Against the network as it predicts: dropout off, BatchNorm's running averages,
             # which only the step below updates.
@@ -269,10 +267,10 @@ def train_steps(
             with autocast:
                 logits = network(x).float()
         logits = logits.view(stack, -1, classes)
-        if recipe.mix == "none":
-            loss = losses.weighted_mean(losses.of_each(loss_of, logits, y), y, in_use)
+        if mixing:
+            loss = losses.mixed(loss_of, logits, y, *partners, in_use)
         else:
-            loss = losses.mixed(loss_of, logits, y, partners, shares, in_use)
+            loss = losses.weighted_mean(losses.of_each(loss_of, logits, y), y, in_use)
         if compiled:
             compiled.backward(loss)
         else:
@@ -281,7 +279,8 @@ def train_steps(
         return loss.detach()
 
     constants, run = None, step
-    for epoch in itertools.count():
+    draws = _draws(parts, recipe, seeds[: len(parts)], classes)
+    for epoch, (order, *mixing) in enumerate(draws):
         _train_mode(network)
         prior = balance.class_shares(counts.cpu(), recipe, epoch).float()
         in_use = weights if epoch >= recipe.reweight_from * recipe.epochs else None
@@ -290,36 +289,55 @@ def train_steps(
             loss_of = losses.make(recipe, counts, prior.to(device))
             if in_graph:  # which reads these, where they lie, as long as it is in use
                 run = capture.captured(step, drawn_from)
-        orders = [
-            balance.epoch_order(part.labels, recipe, epoch, classes, generator) + k * n
-            for k, (part, generator) in enumerate(zip(parts, order_of, strict=True))
-        ]
-        order = torch.stack(orders).to(device)
-        batches = order.split(recipe.batch_size, 1)  # (K or 1, N) each
-        first = epoch * len(batches)
-        epoch_rates = [rates(first + k) for k in range(len(batches))]
+        steps = -(-n // recipe.batch_size)
+        epoch_rates = [rates(epoch * steps + k) for k in range(steps)]
         if in_graph:
             epoch_rates = torch.tensor(epoch_rates, device=device)
-        each = zip(batches, labels[order].split(recipe.batch_size, 1), epoch_rates, strict=True)
-        for arguments in each:
+        order = order.to(device)
+        by_example = order, labels[order], *(each.to(device) for each in mixing)
+        by_step = [each.split(recipe.batch_size, 1) for each in by_example]
+        for arguments in zip(epoch_rates, *by_step, strict=True):
             yield run(*arguments)
 
 
+def _draws(
+    parts: Sequence[Part], recipe: Recipe, seeds: Sequence[int], classes: int
+) -> Iterator[list[torch.Tensor]]:
+    """Epoch after epoch, what is drawn on the CPU for the K parts' n examples, in the order in
+    which they are taken: their places among those of all parts (K, n), and where the recipe
+    mixes what `augment.draw_mixing` draws."""
+    # The order has generators of its own, so that networks with and without dropout, or on
+    # different devices, see the same batches.
+    order_of = [_generator(seed) for seed in seeds]
+    mix_of = [np.random.default_rng(seed) for seed in seeds]
+    n, size = len(parts[0].labels), parts[0].images.shape[-1]
+    for epoch in itertools.count():
+        drawn = []
+        for k, part in enumerate(parts):
+            order = balance.epoch_order(part.labels, recipe, epoch, classes, order_of[k])
+            mixing = ()
+            if recipe.mix != "none":
+                mixing = augment.draw_mixing(n, size, recipe, mix_of[k])
+            drawn.append((order + k * n, *mixing))
+        yield [torch.stack(each) for each in zip(*drawn, strict=True)]
+
+
 def _changed(
-    x: torch.Tensor, y: torch.Tensor, pixels_of: torch.Generator, mix_of: np.random.Generator,
-    recipe: Recipe,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
-    """One network's batch, augmented and mixed: as `augment.mix` returns it."""
-    return augment.mix(augment.augment(x, recipe, pixels_of), y, recipe, mix_of)
+    recipe: Recipe, x: torch.Tensor, y: torch.Tensor, pixels_of: torch.Generator,
+    *mixing: torch.Tensor,
+) -> tuple[torch.Tensor, ...]:  # fmt: skip
+    """One network's batch, augmented, and if it is mixed as `augment.mix` returns it."""
+    x = augment.augment(x, recipe, pixels_of)
+    return augment.mix(x, y, *mixing, recipe) if mixing else (x,)
 
 
 def _together(batches: list[tuple[torch.Tensor, ...]]) -> tuple[torch.Tensor, ...]:
-    """Images (K * N, ...), partners (K, N) and shares (K, N) of K networks' batches."""
+    """Images (K * N, ...), and what else there is, (K, N) each, of K networks' batches."""
     if len(batches) == 1:
-        x, partners, shares = batches[0]
-        return x, partners[None], shares[None]
-    x, partners, shares = zip(*batches, strict=True)
-    return torch.cat(x), torch.stack(partners), torch.stack(shares)
+        x, *others = batches[0]
+        return x, *(each[None] for each in others)
+    x, *others = zip(*batches, strict=True)
+    return torch.cat(x), *(torch.stack(each) for each in others)
 
 
 def _record(

@@ -2,7 +2,7 @@
 
 It stands in for CUDA where none is at hand. An operator on tensors of both devices raises, as
 CUDA's would, and `waits` collects what would make the program wait for a GPU. `cuda` has its
-graphs. Generators and bfloat16 are not of it.
+graphs. bfloat16 is not of it.
 """
 
 from __future__ import annotations
@@ -35,6 +35,17 @@ INDEXING = ("aten.index.Tensor", "aten.index_put_.default", "aten._index_put_imp
 WAITING = ("aten._local_scalar_dense.default", "aten.nonzero.default", "aten.equal.default")
 waits: list[str] = []
 capturing: list[CUDAGraph] = []
+drawn_from: set[int] = set()
+
+
+class Generator(torch.Generator):
+    """A generator that says it lies on the device, and draws as the CPU's do."""
+
+    device = DEVICE
+
+    def __init__(self) -> None:
+        # PyTorch makes another object of it wherever it is passed on, but of the same address.
+        drawn_from.add(self._cdata)
 
 
 class There(torch.Tensor):
@@ -118,6 +129,9 @@ def run(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
         raise RuntimeError(f"{name}: tensors on {DEVICE.type} and on the CPU")
     if goes_there and name in INDEXING and any(t.dtype == torch.bool for t in tensors):
         waits.append(f"{name} with a mask")
+    generator = kwargs.get("generator")
+    if goes_there and generator is not None and generator._cdata not in drawn_from:
+        raise RuntimeError(f"{name}: a generator of the CPU")
     source = args[1] if name == "aten.copy_.default" else args[0] if args else None
     leaves = name in COPIES and isinstance(source, There) and not goes_there
     if leaves or (name in WAITING and there):
@@ -125,11 +139,11 @@ def run(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
         if capturing:
             raise RuntimeError(f"{name}: a capture can't wait")
     args_here, kwargs_here = tree_map(_here, args), tree_map(_here, kwargs)
-    if capturing:
-        if there and any(t.dim() for t in tensors if not isinstance(t, There)):
+    if capturing and goes_there:
+        if any(t.dim() for t in tensors if not isinstance(t, There)):
             raise RuntimeError(f"{name}: a capture can't read the CPU's memory")
         here = capturing[-1].record(func, args_here, kwargs_here)
-    else:
+    else:  # what is done on the CPU, a recording does not know of
         here = func(*args_here, **kwargs_here)
     # What an operator changed in place is the same object afterwards.
     known = {id(t.here): t for t in there}

@@ -275,6 +275,21 @@ def test_without_stop_the_worst_point_is_kept(network, images):
     assert lost[False] > lost[True] + 0.1
 
 
+def test_without_stop_an_image_ends_at_its_highest_loss_of_all_steps(network, images):
+    x, y = images
+    how = {"epsilon": 4 / 255, "step_size": 8 / 255, "stop": False}  # from side to side
+    losses, last = [], []
+    for steps in range(1, 6):
+        moved = attacks.pgd(network, x, y, steps=steps, **how)
+        logits = attacks.logits_of(network, moved)
+        losses.append(F.cross_entropy(logits, y, reduction="none"))
+        last.append(moved)
+    assert all((after >= before).all() for before, after in pairwise(losses))
+    kept = [(a == b).flatten(1).all(1) for a, b in pairwise(last)]
+    assert any(k.any() for k in kept)  # a step that was worse for some
+    assert not all(k.all() for k in kept)
+
+
 @pytest.mark.parametrize(("momentum", "second"), [(0.0, -1), (0.5, -1), (1.0, 0), (2.0, 1)])
 def test_momentum_keeps_the_last_direction(monkeypatch, momentum, second):
     """The second gradient is half as long in all and, in the first colour, the other way."""

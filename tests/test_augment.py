@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from common.augment import augment, cut_out, flipped, jittered, mix, shifted
+from common.augment import augment, cut_out, draw_mixing, flipped, jittered, mix, shifted
 from common.recipes import Recipe
 
 NAMES = ("flip", "crop", "cutout", "colour")
@@ -163,9 +163,10 @@ def test_colour_jitters_each_factor_by_three_tenths_and_clamps():
 
 def mixed(x, kind, rng=0, **options):
     """The batch with labels 0 to N - 1, which tell the images that were mixed in."""
-    recipe = Recipe(mix=kind, **{"mix_share": 1.0} | options)
+    recipe = Recipe(mix=kind, batch_size=len(x), **{"mix_share": 1.0} | options)
     rng = np.random.default_rng(rng) if isinstance(rng, int) else rng
-    return mix(x, torch.arange(len(x)), recipe, rng)
+    drawn = draw_mixing(len(x), x.shape[-1], recipe, rng)
+    return mix(x, torch.arange(len(x)), *drawn, recipe)
 
 
 @pytest.mark.parametrize("kind", MIXES)
@@ -227,6 +228,17 @@ def test_cutmix_puts_in_one_box_of_the_partner():
     assert clipped > 5
 
 
+def test_mix_fills_the_box_that_it_is_told():
+    x, partners = images(2), torch.tensor([1, 0])
+    box = torch.tensor([2, 5, 10, 8]).expand(2, 4)  # top, left, bottom, right
+    y, labels, shares = mix(x, torch.tensor([7, 8]), partners, box, Recipe(mix="cutmix"))
+    expected = x.clone()
+    expected[:, :, 2:10, 5:8] = x[partners, :, 2:10, 5:8]
+    assert torch.equal(y, expected)
+    assert labels.tolist() == [8, 7]
+    assert shares.tolist() == [1 - 24 / 1024] * 2
+
+
 @pytest.mark.parametrize("alpha", [0.2, 1.0, 8.0])
 def test_mixup_shares_follow_the_beta_distribution(alpha):
     shares = mixed(torch.zeros(20_000, 3, 1, 1), "mixup", mix_alpha=alpha)[2]
@@ -248,18 +260,22 @@ def test_share_of_the_steps_that_mix(kind, share):
     x, rng, steps = images(4), np.random.default_rng(0), 0
     for _ in range(1000):
         y, partners, shares = mixed(x, kind, rng, mix_share=share)
-        if y is x:
-            assert partners.tolist() == [0, 1, 2, 3]
-            assert shares.tolist() == [1.0] * 4
+        if partners.tolist() == [0, 1, 2, 3] and shares.tolist() == [1.0] * 4:
+            assert torch.equal(y, x)
         else:
             steps += 1
     assert steps == pytest.approx(1000 * share, abs=0 if share in (0, 1) else 60)
 
 
-def test_no_mixing_draws_nothing():
-    x, rng = images(4), np.random.default_rng(0)
-    y, partners, shares = mixed(x, "none", rng)
-    assert y is x
-    assert partners.tolist() == [0, 1, 2, 3]
-    assert shares.tolist() == [1.0] * 4
-    assert rng.random() == np.random.default_rng(0).random()
+@pytest.mark.parametrize("kind", MIXES)
+def test_an_epoch_is_mixed_batch_after_batch(kind):
+    recipe = Recipe(mix=kind, batch_size=8, mix_share=0.7)
+    epoch = draw_mixing(27, 32, recipe, np.random.default_rng(0))
+    rng, sizes = np.random.default_rng(0), []
+    for partners, amounts in zip(*(t.split(8) for t in epoch), strict=True):
+        sizes.append(len(partners))
+        alone = draw_mixing(len(partners), 32, recipe, rng)
+        assert torch.equal(partners, alone[0])
+        assert torch.equal(amounts, alone[1])
+        assert torch.equal(partners.sort().values, torch.arange(len(partners)))
+    assert sizes == [8, 8, 8, 3]

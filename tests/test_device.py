@@ -35,9 +35,9 @@ TRAIN = random_part((24, 12, 12))
 
 @pytest.fixture(autouse=True)
 def _generators(monkeypatch):
-    """The device draws from the CPU's generators."""
+    kinds = {CPU: torch.Generator, THERE: pretend.Generator}
     monkeypatch.setattr(
-        training, "_generator", lambda seed, device=CPU: torch.Generator().manual_seed(seed)
+        training, "_generator", lambda seed, device=CPU: kinds[device]().manual_seed(seed)
     )
     monkeypatch.setattr(training, "precision", lambda recipe, device: "float32")
 
@@ -75,19 +75,13 @@ def test_every_recipe_trains_there_as_on_the_cpu(name):
         waits = list(pretend.waits)
         assert {loss.device for loss in found} == {THERE}
         assert [float(loss) for loss in found] == pytest.approx(expected, rel=1e-4)
-    if not recipe.adversarial:  # PGD looks which images it is done with
-        assert waits == []
+    assert waits == []
 
 
 def graphs(monkeypatch):
     """The device has CUDA's graphs; the list has one of those made for each capture."""
     made = []
-    possible = capture.possible
-    monkeypatch.setattr(
-        capture,
-        "possible",
-        lambda recipe, device: device == THERE and possible(recipe, torch.device("cuda")),
-    )
+    monkeypatch.setattr(capture, "DEVICES", (THERE.type,))
     monkeypatch.setattr(capture, "cuda", pretend.cuda)
     monkeypatch.setattr(
         pretend.cuda, "CUDAGraph", lambda: made.append(pretend.CUDAGraph()) or made[-1]
@@ -112,10 +106,10 @@ CAPTURED = {
         replace(RECIPES["progressive-sampler"], loss="logit-adjusted"),
         2,
     ),
-    # Not captured.
-    "mixed on the host": (RECIPES["cutmix"], 0),
-    "attacked": (RECIPES["robust"], 0),
-    "adamw": (replace(RECIPES["original"], optimizer="adamw"), 0),
+    "mixup": (replace(RECIPES["mixup"], mix_share=0.7), 1),
+    "best": (RECIPES["best"], 1),
+    "attacked": (RECIPES["robust"], 1),
+    "adamw": (replace(RECIPES["original"], optimizer="adamw", weight_decay=0.01), 1),
 }
 
 
@@ -148,13 +142,13 @@ def test_captured_steps_train_as_the_plain_ones(monkeypatch, capsys, recipe, cap
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("name", ["baseline", "tuned", "resnet9-logit-adjusted"])
+@pytest.mark.parametrize("name", ["baseline", "tuned", "best-cuda", "robust"])
 def test_captured_steps_train_as_the_plain_ones_on_cuda(monkeypatch, name):
     monkeypatch.undo()  # generators of its own
     cuda, recipe = torch.device("cuda"), small(RECIPES[name], epochs=2, precision="float32")
     part, found = random_part((26, 12, 12)), []
-    for possible in (capture.possible, lambda recipe, device: False):
-        monkeypatch.setattr(capture, "possible", possible)
+    for devices in (capture.DEVICES, ()):
+        monkeypatch.setattr(capture, "DEVICES", devices)
         steps = training.train_steps(
             *(network(recipe, cuda), [part], recipe, lambda step: [0.01 / (1 + step)]),
             seeds=[0],
