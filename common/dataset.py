@@ -98,7 +98,7 @@ def load(
     except DownloadError as error:
         if data:
             raise InputError(f"--data {data}: {error}; or take --data synthetic") from None
-        print(f"*** {error}: GOING ON WITH SYNTHETIC IMAGES, NOT CIFAR-10 ***", file=sys.stderr)
+        print(f"*** GOING ON WITH SYNTHETIC IMAGES, NOT CIFAR-10: {error} ***", file=sys.stderr)
         source = sources.find("synthetic", classes, cache)
         split = _prepared(source, classes, given, seed, dry_run, cache)
     if label_noise:
