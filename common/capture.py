@@ -41,7 +41,10 @@ def captured(step: Step, generators: Sequence[torch.Generator]) -> Step:
             try:
                 replay = _replayed(step, arguments, generators)
             except RuntimeError as error:
-                reason = str(error).splitlines()[0]
+                cause: BaseException = error
+                while cause.__context__:  # that the capture failed is what the last one says
+                    cause = cause.__context__
+                reason = str(cause).splitlines()[0]
                 print(
                     f"The step can't be captured, and is slower so: {reason}", file=sys.stderr
                 )
@@ -64,11 +67,19 @@ def _replayed(
     step: Step, arguments: Sequence[torch.Tensor], generators: Sequence[torch.Generator]
 ) -> Step:
     graph = cuda.CUDAGraph()
+    before = [generator.clone_state() for generator in generators]
     for generator in generators:  # PyTorch's later releases find them by themselves
         graph.register_generator_state(generator)
     inputs = [t.clone() for t in arguments]
-    with cuda.graph(graph):  # records, and runs nothing
-        result = step(*inputs)
+    try:
+        # What records runs nothing. After a failure PyTorch's earlier releases leave the
+        # graph's stream current, and generators that can't draw outside of the capture.
+        with cuda.stream(cuda.current_stream()), cuda.graph(graph):
+            result = step(*inputs)
+    except RuntimeError:
+        for generator, state in zip(generators, before, strict=True):
+            generator.graphsafe_set_state(state)
+        raise
 
     def replay(*arguments: torch.Tensor) -> torch.Tensor:
         for own, given in zip(inputs, arguments, strict=True):

@@ -1,8 +1,8 @@
 """A device that is not there: tensors that say they lie on it, and are computed on the CPU.
 
 It stands in for CUDA where none is at hand. An operator on tensors of both devices raises, as
-CUDA's would, and `waits` collects what would make the program wait for a GPU. `cuda` has its
-graphs. bfloat16 is not of it.
+CUDA's would, `waits` collects what would make the program wait for a GPU, and `ran` what ran.
+`cuda` has its graphs. bfloat16 is not of it.
 """
 
 from __future__ import annotations
@@ -34,8 +34,10 @@ COPIES = ("aten._to_copy.default", "aten.copy_.default")
 INDEXING = ("aten.index.Tensor", "aten.index_put_.default", "aten._index_put_impl_.default")
 WAITING = ("aten._local_scalar_dense.default", "aten.nonzero.default", "aten.equal.default")
 waits: list[str] = []
+ran: set[str] = set()  # the operators
 capturing: list[CUDAGraph] = []
 drawn_from: set[int] = set()
+stuck: set[int] = set()  # generators in the middle of a capture that failed
 
 
 class Generator(torch.Generator):
@@ -46,6 +48,16 @@ class Generator(torch.Generator):
     def __init__(self) -> None:
         # PyTorch makes another object of it wherever it is passed on, but of the same address.
         drawn_from.add(self._cdata)
+        stuck.discard(self._cdata)
+
+    def clone_state(self) -> Generator:
+        clone = Generator()
+        clone.set_state(self.get_state())
+        return clone
+
+    def graphsafe_set_state(self, state: Generator) -> None:
+        stuck.discard(self._cdata)
+        self.set_state(state.get_state())
 
 
 class There(torch.Tensor):
@@ -97,6 +109,7 @@ class Machine(TorchDispatchMode):
 
     def __enter__(self) -> Machine:
         waits.clear()
+        ran.clear()
         # New parameters for a network that moves: a CPU's can't be made to lie there.
         self.before = torch.__future__.get_overwrite_module_params_on_conversion()
         torch.__future__.set_overwrite_module_params_on_conversion(True)
@@ -112,6 +125,7 @@ class Machine(TorchDispatchMode):
 
 def run(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
     name, (flat, _) = str(func), tree_flatten((args, kwargs))
+    ran.add(name.split(".")[1])
     tensors = [t for t in flat if isinstance(t, torch.Tensor)]
     there = [t for t in tensors if isinstance(t, There)]
     wanted = kwargs.get("device")
@@ -132,6 +146,8 @@ def run(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
     generator = kwargs.get("generator")
     if goes_there and generator is not None and generator._cdata not in drawn_from:
         raise RuntimeError(f"{name}: a generator of the CPU")
+    if generator is not None and generator._cdata in stuck and not capturing:
+        raise RuntimeError(f"{name}: its generator is in the middle of a capture")
     source = args[1] if name == "aten.copy_.default" else args[0] if args else None
     leaves = name in COPIES and isinstance(source, There) and not goes_there
     if leaves or (name in WAITING and there):
@@ -214,6 +230,9 @@ def graph(recorder: CUDAGraph) -> Iterator[None]:
     capturing.append(recorder)
     try:
         yield
+    except RuntimeError:
+        stuck.update(generator._cdata for generator in recorder.generators)
+        raise RuntimeError("the capture failed")  # noqa: B904, as PyTorch does
     finally:
         capturing.pop()
         # The earliest last, as views of what was seen before are seen with its changes.
