@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from imblearn.metrics import geometric_mean_score
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from common import attacks, augment, balance, capture, losses, models, optimizers, processor
@@ -152,9 +152,10 @@ def fit_together(
             for step in range(steps):
                 epoch_losses[step] = next(training)
                 if recipe.ema:
-                    if average is None:
-                        average = _average(network, recipe.ema)
-                    average.update_parameters(network)
+                    if average is None:  # it starts where the first step ends
+                        average = copy.deepcopy(network)
+                    else:
+                        _average(average, network, recipe.ema)
                 bar.update()
                 if step % BAR_STEPS == 0 and not bar.disable:
                     recent = epoch_losses[max(0, step - BAR_STEPS) : step + 1].mean().item()
@@ -163,7 +164,7 @@ def fit_together(
             if not any(going_on):
                 break
             if len(validation.labels):
-                current = average.module if average else network
+                current = network if average is None else average
                 for k, history in enumerate(histories):
                     if going_on[k]:
                         one = (
@@ -184,7 +185,7 @@ def fit_together(
     if best:
         network.load_state_dict(best)
     elif average is not None:
-        network.load_state_dict(average.module.state_dict())
+        network.load_state_dict(average.state_dict())
     for k, one in enumerate(networks):
         if stack > 1:
             models.copy_row(network, k, one)
@@ -361,9 +362,17 @@ def _record(
     return [history.diverged_at is None for history in histories]
 
 
-def _average(network: nn.Module, decay: float) -> AveragedModel:
-    average = get_ema_multi_avg_fn(decay)
-    return AveragedModel(network, multi_avg_fn=average, use_buffers=True)
+@torch.no_grad()
+def _average(average: nn.Module, network: nn.Module, decay: float) -> None:
+    """Take weights and BatchNorm's statistics into their exponential moving average.
+
+    As torch.optim.swa_utils, which waits for a GPU at each step, to count the steps.
+    """
+    averages, values = (
+        [t for t in (*one.parameters(), *one.buffers()) if t.is_floating_point()]
+        for one in (average, network)
+    )
+    torch._foreach_lerp_(averages, values, 1 - decay)
 
 
 def _cpu_capabilities() -> dict[str, bool | int | str]:

@@ -149,8 +149,9 @@ def run(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
     if generator is not None and generator._cdata in stuck and not capturing:
         raise RuntimeError(f"{name}: its generator is in the middle of a capture")
     source = args[1] if name == "aten.copy_.default" else args[0] if args else None
-    leaves = name in COPIES and isinstance(source, There) and not goes_there
-    if leaves or (name in WAITING and there):
+    # Memory that isn't pinned is waited for in both directions.
+    crosses = name in COPIES and isinstance(source, There) != goes_there
+    if crosses or (name in WAITING and there):
         waits.append(name)
         if capturing:
             raise RuntimeError(f"{name}: a capture can't wait")

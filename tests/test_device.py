@@ -75,7 +75,7 @@ def test_every_recipe_trains_there_as_on_the_cpu(name):
             device=device,
         )
         first = next(steps)
-        pretend.waits.clear()  # what is set up may wait; steps, of both epochs, do not
+        pretend.waits.clear()  # what is set up may wait; steps do not
         return [first, *(next(steps) for _ in range(3))]
 
     expected = [float(loss) for loss in curve(CPU)]
@@ -86,6 +86,20 @@ def test_every_recipe_trains_there_as_on_the_cpu(name):
         assert [float(loss) for loss in found] == pytest.approx(expected, rel=1e-4)
     assert not pretend.ran & NOT_DETERMINISTIC
     assert waits == []
+
+
+@pytest.mark.parametrize("changes", [{"ema": 0.0}, {"ema": 0.9}, {"ema": 0.0, "patience": 3}])
+def test_a_run_of_more_steps_does_not_wait_more_often(changes):
+    recipe = small(RECIPES["best"], epochs=2, **changes)
+    waits = []
+    for batch_size in (16, 4):
+        with pretend.Machine():
+            training.fit(
+                network(recipe, CPU), TRAIN, TRAIN, replace(recipe, batch_size=batch_size),
+                seed=0, device=THERE,
+            )  # fmt: skip
+            waits.append(len(pretend.waits))
+    assert waits[0] == waits[1] > 0
 
 
 def graphs(monkeypatch):
@@ -303,7 +317,7 @@ def test_the_pretended_device_minds_where_tensors_lie():
             here + there
         with pytest.raises(RuntimeError, match="on pretend and on the CPU"):
             here[there.long()]
-        assert pretend.waits == []
+        assert len(pretend.waits) == 1  # what is copied there
         assert (there * 2).sum().item() == 6
         assert there[there > 0].cpu().tolist() == [1, 1, 1]
-    assert len(pretend.waits) == 3
+    assert len(pretend.waits) == 4

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from conftest import EMPTY, random_part
 
-from common import dataset, kernels, models, optimizers, training
+from common import dataset, kernels, models, training
 from common.recipes import Recipe
 
 CPU = torch.device("cpu")
@@ -172,23 +172,24 @@ def test_deferred_weights_begin_when_they_should():
     assert losses[1] != plain[1]
 
 
-def test_averaged_weights_are_those_of_a_slow_average(monkeypatch):
-    decay, states = 0.6, []
-    make = optimizers.make
-
-    def remembering(recipe, weights, gradients):
-        optimize = make(recipe, weights, gradients)
-        return lambda rate: (optimize(rate), states.append(weights.clone()))
-
-    monkeypatch.setattr(optimizers, "make", remembering)
-    network, _ = fitted(replace(RECIPE, ema=decay))
-    average = states[0]  # it starts at the first step's weights
-    for state in states[1:]:
-        average = decay * average + (1 - decay) * state
-    network.to(memory_format=torch.channels_last)
-    assert torch.allclose(
-        average, optimizers.flattened(list(network.parameters()))[0], atol=1e-6
+@pytest.mark.parametrize("network", ["simple-cnn", "resnet9"])
+def test_averages_are_those_of_a_slow_average(network):
+    recipe = replace(RECIPE, network=network, width=4 if network == "resnet9" else None)
+    twin = models.build(network, recipe.network_arguments(3), 0)
+    twin.to(memory_format=torch.channels_last)
+    steps = training.train_steps(
+        twin, [TRAIN], recipe, lambda step: [RECIPE.learning_rate], seeds=[0], device=CPU
     )
+    decay, average = 0.6, {}
+    for _ in range(4 * recipe.epochs):
+        next(steps)
+        for name, value in twin.state_dict().items():  # BatchNorm's statistics too
+            # It starts at the first step's.
+            average[name] = decay * average.get(name, value) + (1 - decay) * value
+    found = fitted(replace(recipe, ema=decay))[0].state_dict()
+    for name, value in found.items():
+        if "num_batches" not in name:
+            assert torch.allclose(value, average[name], atol=1e-5), name
 
 
 def test_patience_keeps_the_best_epoch(monkeypatch):
