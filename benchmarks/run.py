@@ -2,7 +2,7 @@
 
     python benchmarks/run.py [SECTION ...] [--quick]
 
-Sections (default: all): step, resnet, runs, images, recipes, profile, absolute, which
+Sections (default: all): step, resnet, runs, sweep, images, recipes, profile, absolute, which
 benchmarks/README.md explains. Writes results.json, with every time in seconds, and results.md.
 Images: $CIFAR10_DIR when set, else synthetic.
 """
