@@ -36,7 +36,8 @@ def start_loss(
     found = training.train_steps(
         still, [examples], recipe, lambda step: [0.0], seeds=[seed], device=device
     )
-    return torch.cat(list(itertools.islice(found, steps))).mean().item()
+    # A copy of each, as on CUDA the next overwrites it.
+    return torch.cat([loss.clone() for loss in itertools.islice(found, steps)]).mean().item()
 
 
 def verdict(start: float, history: dict[str, Any], lowest: float) -> str:

@@ -229,13 +229,24 @@ def test_a_whole_run_gives_the_same_network(monkeypatch, changes):
     assert torch.allclose(ours, theirs, atol=0.02 * theirs.abs().max().item())
 
 
-def test_a_range_test_runs_there():
+def test_a_range_test_runs_there(monkeypatch):
+    graphs(monkeypatch)
     recipe = small(RECIPES["baseline"])
     how = {"lowest": 1e-4, "highest": 0.1, "seed": 0}
     expected = sweep.range_test(network(recipe, CPU), TRAIN, recipe, device=CPU, **how)
     with pretend.Machine():
         found = sweep.range_test(network(recipe, CPU), TRAIN, recipe, device=THERE, **how)
     assert found.losses == pytest.approx(expected.losses, rel=1e-4)
+
+
+def test_the_loss_before_training_is_the_mean_there_too(monkeypatch):
+    made = graphs(monkeypatch)
+    recipe = small(RECIPES["baseline"])
+    start = sweep.start_loss(network(recipe, CPU), TRAIN, recipe, seed=0, device=CPU)
+    with pretend.Machine():
+        found = sweep.start_loss(network(recipe, CPU), TRAIN, recipe, seed=0, device=THERE)
+    assert len(made) == 1
+    assert found == pytest.approx(start, rel=1e-5)
 
 
 ATTACKS = {
