@@ -118,8 +118,8 @@ def pgd(
     where None, enough to cross the ball. momentum: decay of the sum of gradients, each of L1
     norm 1, whose direction is taken (MI-FGSM, Dong et al. 2018); 0: the gradient's alone.
     stop: leave an image alone once it fools. One that never does, or without stop, ends at its
-    worst point, where the loss that the attack raises is highest; without stop nothing waits
-    for the device.
+    worst point, where the loss that the attack raises is highest. Without stop, and with a
+    generator of the device, nothing waits for it.
     """
     check(labels, targets, epsilon)
     if epsilon == 0:
