@@ -83,36 +83,41 @@ def random_factors(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 def draw_mixing(
     n: int, size: int, recipe: Recipe, rng: np.random.Generator
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, ...]:
     """How `mix` is to mix an epoch's n images of size x size pixels, batch after batch.
 
-    Returns each image's partner, as its place in the batch (n,), and how much of it: for mixup
-    (Zhang et al. 2018) the share that the image keeps (n,), drawn for each; for cutmix (Yun et
-    al. 2019) the box that the partner fills (n, 4), top, left, bottom and right, one for the
-    batch and cut off at the border. In steps that don't mix, themselves. rng is NumPy's, as
-    PyTorch draws no beta from a generator, and an epoch's draws go to the device at once.
+    Returns each image's partner, as its place in the batch (n,), and the share of itself that
+    it keeps (n,), 1 in steps that don't mix. mixup (Zhang et al. 2018) draws a share for each
+    image. cutmix (Yun et al. 2019) draws one box for the batch, cut off at the border, and
+    also returns which pixels the partner fills (n, size, size); the share is of those that
+    stay. rng is NumPy's, as PyTorch draws no beta from a generator. For an epoch, as what is
+    drawn on the CPU makes a step wait for the device.
     """
-    partners, amounts = [], []
+    beta = (recipe.mix_alpha, recipe.mix_alpha)
+    partners, shares, boxes = [], [], []
     for start in range(0, n, recipe.batch_size):
         batch = min(recipe.batch_size, n - start)
         mixes = rng.random() < recipe.mix_share
         partners.append(rng.permutation(batch) if mixes else np.arange(batch))
         if recipe.mix == "mixup":
-            beta = (recipe.mix_alpha, recipe.mix_alpha)
-            amounts.append(rng.beta(*beta, batch) if mixes else np.ones(batch))
+            shares.append(rng.beta(*beta, batch) if mixes else np.ones(batch))
         else:
-            box = _box(size, recipe, rng) if mixes else np.zeros(4, int)
-            amounts.append(np.tile(box, (batch, 1)))
-    amount = torch.from_numpy(np.concatenate(amounts))
-    return (
-        torch.from_numpy(np.concatenate(partners)),
-        amount.float() if recipe.mix == "mixup" else amount,
-    )
+            box = _box(size, rng.beta(*beta), rng) if mixes else np.zeros(4, int)
+            boxes.append(np.tile(box, (batch, 1)))
+    order = torch.from_numpy(np.concatenate(partners))
+    if recipe.mix == "mixup":
+        return order, torch.from_numpy(np.concatenate(shares)).float()
+    edges = torch.from_numpy(np.concatenate(boxes)).view(n, 2, 2, 1)
+    first, end = edges.unbind(1)  # (n, 2, 1) each: of rows and of columns
+    within = (first <= torch.arange(size)) & (torch.arange(size) < end)  # (n, 2, size)
+    filled = within[:, 0, :, None] & within[:, 1, None, :]
+    return order, 1 - filled.float().mean((1, 2)), filled
 
 
-def _box(size: int, recipe: Recipe, rng: np.random.Generator) -> np.ndarray:
-    """The box of the paper's code: its centre anywhere, its half sides rounded down."""
-    half = int(size * math.sqrt(1 - rng.beta(recipe.mix_alpha, recipe.mix_alpha))) // 2
+def _box(size: int, share: float, rng: np.random.Generator) -> np.ndarray:
+    """Top, left, bottom and right of a box that leaves `share`: its centre anywhere, its half
+    sides rounded down, as in the paper's code."""
+    half = int(size * math.sqrt(1 - share)) // 2
     centre = rng.integers(size, size=2)
     return np.concatenate((np.maximum(centre - half, 0), np.minimum(centre + half, size)))
 
@@ -121,20 +126,17 @@ def mix(
     x: torch.Tensor,
     labels: torch.Tensor,
     partners: torch.Tensor,
-    amounts: torch.Tensor,
-    recipe: Recipe,
+    shares: torch.Tensor,
+    filled: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """A batch x (N, 3, S, S) mixed with itself as `draw_mixing` says, all on one device.
 
     Returns the images, the labels (N,) of the images mixed in, and the shares (N,) that the
-    batch's own labels keep: for cutmix that of the area that stays.
+    batch's own labels keep.
     """
-    others, size = x[partners], x.shape[-1]
-    if recipe.mix == "mixup":
-        return torch.lerp(others, x, amounts[:, None, None, None]), labels[partners], amounts
-    start, end = amounts.view(-1, 2, 2, 1).unbind(1)  # (N, 2, 1) each: of rows, of columns
-    places = torch.arange(size, device=x.device)
-    within = (start <= places) & (places < end)  # (N, 2, S)
-    box = within[:, 0, :, None] & within[:, 1, None, :]
-    shares = 1 - (end - start).prod(1)[:, 0] / size**2
-    return torch.where(box[:, None], others, x), labels[partners], shares
+    others = x[partners]
+    if filled is None:
+        x = torch.lerp(others, x, shares[:, None, None, None])
+    else:
+        x = torch.where(filled[:, None], others, x)
+    return x, labels[partners], shares

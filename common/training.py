@@ -329,7 +329,7 @@ def _changed(
 ) -> tuple[torch.Tensor, ...]:  # fmt: skip
     """One network's batch, augmented, and if it is mixed as `augment.mix` returns it."""
     x = augment.augment(x, recipe, pixels_of)
-    return augment.mix(x, y, *mixing, recipe) if mixing else (x,)
+    return augment.mix(x, y, *mixing) if mixing else (x,)
 
 
 def _together(batches: list[tuple[torch.Tensor, ...]]) -> tuple[torch.Tensor, ...]:
