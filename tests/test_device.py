@@ -165,7 +165,10 @@ def test_captured_steps_train_as_the_plain_ones(monkeypatch, capsys, recipe, cap
         assert torch.allclose(ours, theirs, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@NEEDS_CUDA
 @pytest.mark.parametrize("name", ["baseline", "tuned", "best-cuda", "robust"])
 def test_captured_steps_train_as_the_plain_ones_on_cuda(monkeypatch, name):
     monkeypatch.undo()  # generators of its own
@@ -180,6 +183,22 @@ def test_captured_steps_train_as_the_plain_ones_on_cuda(monkeypatch, name):
         )
         found.append([next(steps).item() for _ in range(14)])
     assert found[0] == pytest.approx(found[1], rel=1e-3)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=NEEDS_CUDA)])
+@pytest.mark.parametrize("name", ["baseline", "best", "robust"])
+def test_deterministic_training_repeats_every_bit(monkeypatch, name, device):
+    monkeypatch.undo()  # generators of its own
+    recipe, found = small(RECIPES[name], epochs=2), []
+    training.make_deterministic()
+    try:
+        for _ in range(2):
+            net = network(recipe, CPU)
+            training.fit(net, TRAIN, TRAIN, recipe, seed=0, device=torch.device(device))
+            found.append([p.cpu() for p in net.parameters()])
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
 def test_a_step_that_cannot_be_captured_runs_as_it_is(monkeypatch, capsys):
