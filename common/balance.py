@@ -5,15 +5,17 @@ Everything random comes from the seed or generator that is passed in.
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import imblearn.over_sampling as over
 import imblearn.under_sampling as under
+import numpy as np
 import torch
 import torch.nn.functional as F
 
-from common.augment import MAX_SHIFT, jittered, random_factors
+from common.augment import MAX_SHIFT, draw_mixing, jittered, random_factors
 from common.dataset import Part
 from common.options import InputError
 from common.recipes import Recipe
@@ -173,6 +175,28 @@ def epoch_order(
     return torch.multinomial(
         weights[labels], len(labels), replacement=True, generator=generator
     )
+
+
+def draws(
+    parts: Sequence[Part], recipe: Recipe, seeds: Sequence[int], classes: int
+) -> Iterator[list[torch.Tensor]]:
+    """Epoch after epoch, what is drawn on the CPU for K parts of n examples each, in the order
+    in which they are taken: their places among those of all parts (K, n), and where the recipe
+    mixes what `draw_mixing` draws."""
+    # The order has generators of its own, so that networks with and without dropout, or on
+    # different devices, see the same batches.
+    order_of = [torch.Generator().manual_seed(seed) for seed in seeds]
+    mix_of = [np.random.default_rng(seed) for seed in seeds]
+    n, size = len(parts[0].labels), parts[0].images.shape[-1]
+    for epoch in itertools.count():
+        drawn = []
+        for k, part in enumerate(parts):
+            order = epoch_order(part.labels, recipe, epoch, classes, order_of[k])
+            mixing = ()
+            if recipe.mix != "none":
+                mixing = draw_mixing(n, size, recipe, mix_of[k])
+            drawn.append((order + k * n, *mixing))
+        yield [torch.stack(each) for each in zip(*drawn, strict=True)]
 
 
 def _rotation(labels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

@@ -83,6 +83,19 @@ def make(
     return adamw if recipe.optimizer == "adamw" else sgd
 
 
+@torch.no_grad()
+def follow(average: nn.Module, network: nn.Module, decay: float) -> None:
+    """Take weights and BatchNorm's statistics into their exponential moving average.
+
+    As torch.optim.swa_utils, which waits for a GPU at each step, to count the steps.
+    """
+    averages, values = (
+        [t for t in (*one.parameters(), *one.buffers()) if t.is_floating_point()]
+        for one in (average, network)
+    )
+    torch._foreach_lerp_(averages, values, 1 - decay)
+
+
 def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
     """The rate of step `step`, from 0, with `steps` to an epoch.
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from imblearn.metrics import geometric_mean_score
@@ -155,7 +153,7 @@ def fit_together(
                     if average is None:  # it starts where the first step ends
                         average = copy.deepcopy(network)
                     else:
-                        _average(average, network, recipe.ema)
+                        optimizers.follow(average, network, recipe.ema)
                 bar.update()
                 if step % BAR_STEPS == 0 and not bar.disable:
                     recent = epoch_losses[max(0, step - BAR_STEPS) : step + 1].mean().item()
@@ -280,7 +278,7 @@ def train_steps(
         return loss.detach()
 
     constants, run = None, step
-    draws = _draws(parts, recipe, seeds[: len(parts)], classes)
+    draws = balance.draws(parts, recipe, seeds[: len(parts)], classes)
     for epoch, (order, *mixing) in enumerate(draws):
         _train_mode(network)
         prior = balance.class_shares(counts.cpu(), recipe, epoch).float()
@@ -299,28 +297,6 @@ def train_steps(
         by_step = [each.split(recipe.batch_size, 1) for each in by_example]
         for arguments in zip(epoch_rates, *by_step, strict=True):
             yield run(*arguments)
-
-
-def _draws(
-    parts: Sequence[Part], recipe: Recipe, seeds: Sequence[int], classes: int
-) -> Iterator[list[torch.Tensor]]:
-    """Epoch after epoch, what is drawn on the CPU for the K parts' n examples, in the order in
-    which they are taken: their places among those of all parts (K, n), and where the recipe
-    mixes what `augment.draw_mixing` draws."""
-    # The order has generators of its own, so that networks with and without dropout, or on
-    # different devices, see the same batches.
-    order_of = [_generator(seed) for seed in seeds]
-    mix_of = [np.random.default_rng(seed) for seed in seeds]
-    n, size = len(parts[0].labels), parts[0].images.shape[-1]
-    for epoch in itertools.count():
-        drawn = []
-        for k, part in enumerate(parts):
-            order = balance.epoch_order(part.labels, recipe, epoch, classes, order_of[k])
-            mixing = ()
-            if recipe.mix != "none":
-                mixing = augment.draw_mixing(n, size, recipe, mix_of[k])
-            drawn.append((order + k * n, *mixing))
-        yield [torch.stack(each) for each in zip(*drawn, strict=True)]
 
 
 def _changed(
@@ -360,19 +336,6 @@ def _record(
         if end < steps:
             history.diverged_at = epoch * steps + end + 1
     return [history.diverged_at is None for history in histories]
-
-
-@torch.no_grad()
-def _average(average: nn.Module, network: nn.Module, decay: float) -> None:
-    """Take weights and BatchNorm's statistics into their exponential moving average.
-
-    As torch.optim.swa_utils, which waits for a GPU at each step, to count the steps.
-    """
-    averages, values = (
-        [t for t in (*one.parameters(), *one.buffers()) if t.is_floating_point()]
-        for one in (average, network)
-    )
-    torch._foreach_lerp_(averages, values, 1 - decay)
 
 
 def _cpu_capabilities() -> dict[str, bool | int | str]:
