@@ -98,7 +98,7 @@ def as_text(r: Report, source: str) -> str:
     low, high = r.intervals["g_mean"]
     if low == high:
         lines.append(
-            "(No width: each class is all right or all wrong. See the recalls' intervals.)"
+            "(No width: a class is all wrong, or all are all right. See recalls' intervals.)"
         )
     lines += ["", "Confusion matrix (row: true class, column: prediction):"]
     column = max(map(len, (*r.classes, str(max(r.support))))) + 2
