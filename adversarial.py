@@ -2,19 +2,18 @@
 
     python adversarial.py [CHECKPOINT ...]
 
-Attacks each checkpoint on the test images with FGSM, PGD and its momentum variant; the first
-one also with report A's noise, optimised for each image, and report B's, one for all images.
-Prints tables; saves figures/adversarial_NAME_*.png and, with every printed number,
+Attacks each checkpoint on the test images with the attacks of common/attacks/table.py; the
+first one also with report A's noise, optimised for each image, and report B's, one for all
+images. Prints tables; saves figures/adversarial_NAME_*.png and, with every printed number,
 figures/adversarial_NAME.json. Epsilons are in 1/255; those of L2 norms in pixel values, 0 to 1.
 """
 
 import time
 from pathlib import Path
-from textwrap import fill
 
 from common import options
+from common.files import ROOT
 
-MODELS = options.ROOT / "models"
 SETTINGS = (
     "epsilons", "l2_epsilons", "steps", "restarts", "images", "norm", "c", "target",
     "noise_steps", "epsilon", "universal_steps",
@@ -22,155 +21,130 @@ SETTINGS = (
 
 
 def main(args):
-    paths = args.checkpoints or [MODELS / "best.pt"]
-    fallback = not (args.checkpoints or paths[0].exists())
-    if fallback:
-        paths = [MODELS / "baseline.pt"]
+    best = ROOT / "models" / "best.pt"
+    fallback = not args.checkpoints and not best.exists()
+    paths = args.checkpoints or [best.with_name("baseline.pt") if fallback else best]
     if args.dry_run:
         args.epsilons, args.l2_epsilons, args.images = [0, 8], [0.5], 4
         args.steps, args.noise_steps, args.universal_steps = 2, 5, 2
 
     import torch
 
-    from common import models, pictures, results, robustness, text
-    from common.dataset import Part
+    from common.attacks import noise_robustness, robustness
+    from common.attacks.table import Settings
+    from common.dataset.split import LabelledImages
+    from common.files import save_result
+    from common.networks.checkpoint import load_checkpoints, require_classes
+    from common.reporting import attack_tables as tables
+    from common.reporting.attack_pictures import Subject, save_figures
+    from common.reporting.data_tables import split_text
+    from common.reporting.evaluation_tables import caution
 
     start = time.perf_counter()
-    device = options.device(args)
-    checkpoints = models.load_checkpoints(paths, device)
-    split = options.split(args)
+    device = options.torch_device(args)
+    checkpoints = load_checkpoints(paths, device)
+    split = options.load_split(args)
     classes = split.classes
-    models.check_classes(paths, checkpoints, classes)
+    require_classes(paths, checkpoints, classes)
     pairs = robustness.class_pairs(args.pairs, classes)
     test = robustness.to_attack(split.test, device)
-    train = Part(*(values.to(device) for values in split.train))
+    train = LabelledImages(*(values.to(device) for values in split.train))
     for name, checkpoint in checkpoints.items():
         checkpoint.network.to(memory_format=torch.channels_last)
-        robustness.correct(checkpoint.network, *test, name)
-    first, network = next((n, c.network) for n, c in checkpoints.items())
-    targets = robustness.targets(args.target, test.labels, classes)
+        robustness.correctly_classified(checkpoint.network, *test, name)
+    first = next(iter(checkpoints))
+    network = checkpoints[first].network
+    targets = robustness.make_targets(args.target, test.labels, classes)
     chosen = robustness.sample(network, test, targets, args.images, args.seed)
-    seed = {"seed": args.seed}
 
     if fallback:
         print("There is no models/best.pt: attacking models/baseline.pt.")
-    print(text.images(split))
-    sweeps = {}
+    print(split_text(split))
+    settings = Settings(*(getattr(args, name) for name in Settings.__annotations__))
+    curves = {}
     for path, (name, checkpoint) in zip(paths, checkpoints.items(), strict=True):
-        print(f"\n== {options.shown(path)} on {len(test.labels)} test images ==")
-        if caution := text.caution(checkpoint, split):
-            print(caution)
-        sweeps[name] = {}
-        for sweep in robustness.sweeps(
-            checkpoint.network, *test, classes, epsilons=args.epsilons,
-            l2_epsilons=args.l2_epsilons, steps=args.steps, restarts=args.restarts, **seed,
-        ):  # fmt: skip
-            sweeps[name][sweep.name] = sweep
-            attacked = next(iter(sweep.outcomes.values())).attacked
-            about = f"{sweep.name} ({sweep.how}) on the {attacked} images that are right:"
-            print(f"\n{fill(about, 80)}\n{text.sweep(sweep)}")
-            print(f"({sweep.seconds:.1f} s; L1, L2, Linf: the noise's mean norms)", flush=True)
-    if len(sweeps) > 1:
+        print(f"\n== {options.display_path(path)} on {len(test.labels)} test images ==")
+        if warning := caution(checkpoint, split):
+            print(warning)
+        curves[name] = {}
+        given = (checkpoint.network, *test, classes, settings)
+        for curve in robustness.attack_curves(*given):
+            curves[name][curve.name] = curve
+            print(f"\n{tables.curve_text(curve)}", flush=True)
+    if len(curves) > 1:
         print("\n== PGD on each ==")
-        print(text.sweeps_compared({name: found["PGD"] for name, found in sweeps.items()}))
+        print(tables.curves_compared({name: c["PGD"] for name, c in curves.items()}))
 
-    x, labels, aims = test.images[chosen], test.labels[chosen], targets[chosen]
-    print(f"\n== {first}: noise optimised for each of {len(x)} images ==")
+    print(f"\n== {first}: noise optimised for each of {len(chosen)} images ==")
+    noise_settings = {"c": args.c, "norm": args.norm, "steps": args.noise_steps}
+    given = (network, test.images[chosen], test.labels[chosen], targets[chosen])
     noises = dict(
-        robustness.noises(
-            network, x, labels, aims, c=args.c, norm=args.norm, steps=args.noise_steps, **seed
-        )
+        noise_robustness.measure_optimised_noise(*given, **noise_settings, seed=args.seed)
     )
-    print(text.noises(noises))
-    print("(L1, L2, Linf: medians of the noise of images called their target)", flush=True)
+    print(tables.optimised_noise_text(noises), flush=True)
 
     print(f"\n== {first}: one noise for all images, epsilon {args.epsilon:g}/255 ==")
     universals, learned = {}, {}
-    for name, noise, measured in robustness.universals(
+    for name, noise, measured in noise_robustness.measure_universal_noise(
         network, train, test, classes,
-        epsilon=args.epsilon / 255, steps=args.universal_steps, **seed,
+        epsilon=args.epsilon / 255, steps=args.universal_steps, seed=args.seed,
     ):  # fmt: skip
         universals[name], learned[name] = measured, noise
-    print(text.universals(universals), flush=True)
+    print(tables.universal_noise_text(universals), flush=True)
 
     prefix = f"{options.output_dir(args) / 'figures' / 'adversarial'}_{first}"
-    saved = pictures.adversarial(
-        prefix, network, test, classes, split.source, first, sweeps, noises, learned,
-        pairs=pairs, c=args.c, norm=args.norm, steps=args.noise_steps, epsilon=args.epsilon,
-        epsilons=args.epsilons,
-    )  # fmt: skip
-    seconds = time.perf_counter() - start
-    print(f"\n{seconds:.0f} s in all, on {device}, {torch.get_num_threads()} thread(s)")
-    saved.append(Path(f"{prefix}.json"))
-    results.save_result(
-        saved[-1],
-        split,
+    subject = Subject(first, network, test, classes, split.source)
+    shown = {"pairs": pairs, "epsilon": args.epsilon, "epsilons": args.epsilons}
+    saved = save_figures(prefix, subject, curves, noises, learned, **shown, **noise_settings)
+    seconds, threads = time.perf_counter() - start, torch.get_num_threads()
+    print(f"\n{seconds:.0f} s in all, on {device}, {threads} thread(s)")
+    result = save_result(
+        Path(f"{prefix}.json"),
+        data=split.record(),
         seed=args.seed,
         device=str(device),
         seconds=seconds,
-        threads=torch.get_num_threads(),
+        threads=threads,
         settings={name: getattr(args, name) for name in SETTINGS},
         checkpoints={
-            name: results.checkpoint_record(path, checkpoint)
-            for path, (name, checkpoint) in zip(paths, checkpoints.items(), strict=True)
+            name: c.record(path)
+            for path, (name, c) in zip(paths, checkpoints.items(), strict=True)
         },
-        sweeps={
-            name: {attack: sweep.as_dict() for attack, sweep in found.items()}
-            for name, found in sweeps.items()
-        },
-        noise=noises,
-        universal={
-            name: {
-                part: values | {"report": values["report"].as_dict()}
-                for part, values in measured.items()
-            }
-            for name, measured in universals.items()
-        },
+        **tables.attack_record(curves, noises, universals),
     )
-    options.print_saved(*saved)
-
-
-def epsilon(text):
-    return options.number(text, "an epsilon from 0 to 255 (1/255)", lambda e: 0 <= e <= 255)
-
-
-def l2_epsilon(text):
-    return options.number(text, "an epsilon from 0 to 1", lambda e: 0 <= e <= 1)
-
-
-def images(text):
-    return text if text == "all" else options.positive(text)
+    options.print_saved(*saved, result)
 
 
 if __name__ == "__main__":
-    parser = options.parser(__doc__)
-    for names, text, given in (
-        (["checkpoints"], "of train.py or of the course (default: models/best.pt, else"
-         " models/baseline.pt)", {"nargs": "*", "type": Path, "metavar": "CHECKPOINT"}),
-        (["--epsilons"], "of FGSM and PGD, in 1/255 (default: 0 1 2 4 8 16 32)",
-         {"nargs": "+", "type": epsilon, "metavar": "E", "default": [0, 1, 2, 4, 8, 16, 32]}),
-        (["--l2-epsilons"], "of PGD in L2, in pixel values (default: 0.125 0.25 0.5 1)",
-         {"nargs": "+", "type": l2_epsilon, "metavar": "E", "default": [0.125, 0.25, 0.5, 1]}),
-        (["--steps"], "of PGD, each of 2.5 epsilon / N (default: %(default)s)",
-         {"type": options.positive, "metavar": "N", "default": 10}),
-        (["--restarts"], "random starts of PGD (default: %(default)s)",
-         {"type": options.positive, "metavar": "N", "default": 1}),
-        (["--images"], "to optimise noise for, or all (default: %(default)s, each class alike)",
-         {"type": images, "metavar": "N", "default": 30}),
-        (["--norm"], "of the optimised noise, which C weighs (default: %(default)s)",
-         {"choices": ("l1", "l2"), "default": "l1"}),
-        (["--c"], "that weight (default: found for each image by bisection)",
-         {"type": options.rate, "metavar": "C"}),
-        (["--target"], "of optimised noise, one for all (default: each image's next class)",
-         {"metavar": "CLASS"}),
-        (["--pairs"], "drawn with optimised noise (default: the first class to each other)",
-         {"nargs": "+", "metavar": "TRUE:TARGET"}),
-        (["--noise-steps"], "of each of six rounds of bisection; with a fixed C twice as many"
-         " (default: %(default)s)", {"type": options.positive, "metavar": "N", "default": 50}),
-        (["--epsilon"], "bound of the noise for all images, in 1/255 (default: %(default)s)",
-         {"type": epsilon, "metavar": "E", "default": 16}),
-        (["--universal-steps"], "to learn it, of 100 train images each (default: %(default)s)",
-         {"type": options.positive, "metavar": "N", "default": 60}),
-    ):  # fmt: skip
-        parser.add_argument(*names, help=text, **given)
+    parser = options.make_parser(__doc__)
+    add, epsilon = parser.add_argument, options.number(float, least=0, most=255)
+    # fmt: off
+    add("checkpoints", nargs="*", type=Path, metavar="CHECKPOINT",
+        help="of train.py or of the course (default: models/best.pt, else models/baseline.pt)")
+    add("--epsilons", nargs="+", type=epsilon, metavar="E", default=[0, 1, 2, 4, 8, 16, 32],
+        help="of the L-infinity attacks, in 1/255 (default: 0 1 2 4 8 16 32)")
+    add("--l2-epsilons", nargs="+", type=options.number(float, least=0, most=1), metavar="E",
+        default=[0.125, 0.25, 0.5, 1],
+        help="of PGD in L2, in pixel values (default: 0.125 0.25 0.5 1)")
+    for name, value, help_text in (
+        ("--steps", 10, "of PGD, each of 2.5 epsilon / N"),
+        ("--restarts", 1, "random starts of PGD"),
+        ("--noise-steps", 50, "of each of six rounds of bisection; twice as many with --c"),
+        ("--universal-steps", 60, "to learn the universal noise, of 100 train images each"),
+    ):
+        add(name, type=options.POSITIVE, metavar="N", default=value,
+            help=f"{help_text} (default: %(default)s)")
+    add("--images", metavar="N", default=30,
+        type=lambda text: text if text == "all" else options.POSITIVE(text),
+        help="to optimise noise for, or all (default: %(default)s, each class alike)")
+    add("--norm", choices=("l1", "l2"), default="l1",
+        help="norm of the optimised noise, weighted by C (default: %(default)s)")
+    add("--c", type=options.RATE, metavar="C",
+        help="that weight (default: found for each image by bisection)")
+    add("--target", metavar="CLASS",
+        help="of optimised noise, one for all (default: each image's next class)")
+    add("--pairs", nargs="+", metavar="TRUE:TARGET",
+        help="drawn with optimised noise (default: the first class to each other)")
+    add("--epsilon", type=epsilon, metavar="E", default=16,
+        help="bound of the universal noise, in 1/255 (default: %(default)s)")
     options.run(main, parser)

@@ -1,13 +1,14 @@
-"""The attacks beside the reports' way and beside torchattacks and foolbox, where installed.
+"""The attacks beside the reports' way, torchattacks and foolbox, where these are installed.
 
     python benchmarks/attacks.py [CHECKPOINT ...] [--only fgsm pgd noise]
 
-fgsm: seconds an image over seven epsilons, batched with one gradient, and as the reports do,
-one image at a time with a backward pass for each epsilon; in turns. The largest difference
-from torchattacks. pgd: accuracy left by ours and by torchattacks at the same settings. noise:
-the median L1 norm of noise that fools, ours and foolbox's EAD, same images and targets, as
-many gradients (EAD evaluates the network a second time after each). Peers: pip install
---no-deps torchattacks foolbox eagerpy GitPython gitdb smmap. Prints, and saves nothing.
+fgsm: seconds per image over seven epsilons, in batches with one gradient, and as the reports do
+it, one image at a time with a backward pass for each epsilon; in turns. Also the largest
+difference from torchattacks. pgd: the accuracy that remains under ours and under torchattacks
+with the same settings. noise: the median L1 norm of noise that fools, ours and foolbox's EAD,
+with the same images, targets and number of gradients (EAD evaluates the network once more after
+each). Peers: pip install --no-deps torchattacks foolbox eagerpy GitPython gitdb smmap. Prints,
+and saves nothing.
 """
 
 import sys
@@ -17,6 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from common import options
+from common.files import ROOT
 
 EPSILONS = [e / 255 for e in (0, 1, 2, 4, 8, 16, 32)]
 REPEATS = 3
@@ -25,68 +27,65 @@ REPEATS = 3
 def main(args):
     import torch
 
-    from common import models, robustness
+    from common.attacks.robustness import correctly_classified, to_attack
+    from common.networks.checkpoint import load_checkpoint
 
-    device = options.device(args)
-    split = options.split(args)
-    test = robustness.to_attack(split.test, device)
+    device = options.torch_device(args)
+    split = options.load_split(args)
+    test = to_attack(split.test, device)
     print(f"Images: {split.source}; {torch.get_num_threads()} thread(s) on {device}")
     for path in args.checkpoints:
-        network = models.load_checkpoint(path, device).network
+        network = load_checkpoint(path, device).network
         network.to(memory_format=torch.channels_last)
-        right = robustness.correct(network, *test)
-        print(f"\n== {options.shown(path)}: {int(right.sum())} of {len(right)} right ==")
+        right = correctly_classified(network, *test)
+        print(f"\n== {options.display_path(path)}: {int(right.sum())} of {len(right)} right ==")
         for name in args.only:
             {"fgsm": fgsm, "pgd": pgd, "noise": noise}[name](args, network, test, right)
 
 
-def reports_fgsm(network, x, labels):
-    """The reports' loop, with torch.nn's own layers: the share of x right at each epsilon."""
+def fgsm_accuracies(network, x, labels):
+    """Return the share of x that is right at each epsilon; all of x is right without attack."""
+    from common.attacks.fgsm import fgsm_per_epsilon
+    from common.attacks.gradients import logits_of
+
+    return [
+        1.0 if a is x else (logits_of(network, a).argmax(1) == labels).float().mean().item()
+        for a in fgsm_per_epsilon(network, x, labels, epsilons=EPSILONS)
+    ]
+
+
+def fgsm_accuracies_as_reported(network, x, labels):
+    """Return the same by the reports' loop: one image, one epsilon, one backward pass."""
     import torch
     import torch.nn.functional as F
 
-    from benchmarks import reference
-    from common import models
-
-    plain = reference.plain(network).eval()
-    scale = (
-        models.to_unit_range if isinstance(network, models.SimpleCNN) else torch.nn.Identity()
-    )
-    found = []
+    network.eval()
+    accuracies = []
     for epsilon in EPSILONS:
         correct = 0
         for i in range(len(x)):
             image, label = x[i : i + 1].clone().requires_grad_(), labels[i : i + 1]
-            loss = F.nll_loss(F.log_softmax(plain(scale(image)), 1), label)
-            plain.zero_grad()
+            loss = F.nll_loss(F.log_softmax(network(image), 1), label)
+            network.zero_grad()
             loss.backward()
-            moved = torch.clamp(image + epsilon * image.grad.sign(), 0, 1)
-            correct += (plain(scale(moved)).argmax(1) == label).item()
-        found.append(correct / len(x))
-    return found
+            adversarial = torch.clamp(image + epsilon * image.grad.sign(), 0, 1)
+            correct += (network(adversarial).argmax(1) == label).item()
+        accuracies.append(correct / len(x))
+    return accuracies
 
 
 def fgsm(args, network, test, right):
-    from common import attacks
+    from common.attacks.fgsm import fgsm as our_fgsm
 
     x, y = test.images[right], test.labels[right]
     few = 20
-
-    def ours():
-        """The share of x right at each epsilon; x itself is right, or it would not be here."""
-        moved = attacks.fgsm_sweep(network, x, y, epsilons=EPSILONS)
-        return [
-            1.0 if m is x else (attacks.logits_of(network, m).argmax(1) == y).float().mean()
-            for m in moved
-        ]
-
-    reports_fgsm(network, x[:1], y[:1])  # for the first step's set-up
+    fgsm_accuracies_as_reported(network, x[:1], y[:1])  # the first step imports modules
     ratios = []
     for _ in range(REPEATS):
         seconds = []
-        for run, n in ((ours, len(x)), (lambda: reports_fgsm(network, x[:few], y[:few]), few)):
+        for run, n in ((fgsm_accuracies, len(x)), (fgsm_accuracies_as_reported, few)):
             start = time.perf_counter()
-            run()
+            run(network, x[:n], y[:n])
             seconds.append((time.perf_counter() - start) / n)
         ratios.append(seconds[1] / seconds[0])
         print(f"FGSM, ms an image: {1e3 * seconds[0]:.2f}, reports' way {1e3 * seconds[1]:.1f}")
@@ -97,7 +96,7 @@ def fgsm(args, network, test, right):
         return
     for epsilon in EPSILONS[1:]:
         theirs = torchattacks.FGSM(network, eps=epsilon)(x, y)
-        apart = (attacks.fgsm(network, x, y, epsilon=epsilon) - theirs).abs()
+        apart = (our_fgsm(network, x, y, epsilon=epsilon) - theirs).abs()
         print(
             f"FGSM at {255 * epsilon:g}/255: at most {apart.max():.2g} from torchattacks,"
             f" {int((apart > 1e-6).sum())} of {apart.numel()} values by more than 1e-6"
@@ -108,7 +107,8 @@ def pgd(args, network, test, right):
     import torch
     import torchattacks
 
-    from common import attacks
+    from common.attacks.gradients import logits_of
+    from common.attacks.pgd import pgd as our_pgd
 
     x, y, n = test.images[right], test.labels[right], len(right)
     for epsilon in EPSILONS[1:5]:
@@ -118,13 +118,9 @@ def pgd(args, network, test, right):
             x, y
         )
         between = time.perf_counter()
-        ours = attacks.pgd(
-            network, x, y, epsilon=epsilon, steps=args.steps, step_size=epsilon / 4
-        )
+        ours = our_pgd(network, x, y, epsilon=epsilon, steps=args.steps, step_size=epsilon / 4)
         end = time.perf_counter()
-        left = [
-            (attacks.logits_of(network, m).argmax(1) == y).sum() / n for m in (ours, theirs)
-        ]
+        left = [(logits_of(network, m).argmax(1) == y).sum() / n for m in (ours, theirs)]
         print(
             f"PGD at {255 * epsilon:g}/255, {args.steps} steps: accuracy {left[0]:.3f} in"
             f" {end - between:.1f} s, torchattacks {left[1]:.3f} in {between - start:.1f} s",
@@ -136,13 +132,15 @@ def noise(args, network, test, right):
     import foolbox
     import torch
 
-    from common import attacks, robustness
-    from common.noise import minimise
+    from common.attacks import robustness
+    from common.attacks.gradients import logits_of
+    from common.attacks.noise_robustness import ROUNDS
+    from common.attacks.optimised_noise import minimise
 
-    following = robustness.following(test.labels, range(int(test.labels.max()) + 1))
-    at = robustness.sample(network, test, following, args.images, 0)
-    x, y, targets = test.images[at], test.labels[at], following[at]
-    rounds, steps = robustness.ROUNDS, args.noise_steps
+    next_class = robustness.next_class(test.labels, network.head.out_features)
+    at = robustness.sample(network, test, next_class, args.images, 0)
+    x, y, targets = test.images[at], test.labels[at], next_class[at]
+    rounds, steps = ROUNDS, args.noise_steps
     model = foolbox.PyTorchModel(network, bounds=(0, 1), device=x.device)
     ead = foolbox.attacks.EADAttack(
         binary_search_steps=rounds, steps=steps, decision_rule="L1", abort_early=False
@@ -155,7 +153,7 @@ def noise(args, network, test, right):
         start = time.perf_counter()
         moved = run()
         seconds = time.perf_counter() - start
-        fooled = attacks.logits_of(network, moved).argmax(1) == targets
+        fooled = logits_of(network, moved).argmax(1) == targets
         sizes = robustness.noise_norms((moved - x)[fooled])
         medians = ", ".join(f"{key} {values.median():.3f}" for key, values in sizes.items())
         print(
@@ -166,17 +164,17 @@ def noise(args, network, test, right):
 
 
 if __name__ == "__main__":
-    parser = options.parser(__doc__)
+    parser = options.make_parser(__doc__)
     add = parser.add_argument
     # fmt: off
     add("checkpoints", nargs="*", type=Path, metavar="CHECKPOINT",
-        default=[options.ROOT / "models" / "best.pt"], help="(default: models/best.pt)")
+        default=[ROOT / "models" / "best.pt"], help="(default: models/best.pt)")
     add("--only", nargs="+", choices=("fgsm", "pgd", "noise"), default=["fgsm", "pgd", "noise"],
         help="which comparisons (default: all)")
-    add("--steps", type=options.positive, default=20, metavar="N",
+    add("--steps", type=options.POSITIVE, default=20, metavar="N",
         help="of PGD (default: %(default)s)")
-    add("--images", type=options.positive, default=200, metavar="N",
+    add("--images", type=options.POSITIVE, default=200, metavar="N",
         help="to optimise noise for (default: %(default)s)")
-    add("--noise-steps", type=options.positive, default=300, metavar="N",
+    add("--noise-steps", type=options.POSITIVE, default=300, metavar="N",
         help="of each of six bisections (default: %(default)s)")
     options.run(main, parser)

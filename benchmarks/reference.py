@@ -1,13 +1,13 @@
-"""The plain way: the loop that `benchmarks/` measures `common.training.fit` against.
+"""The reports' training loop, which `benchmarks/` measures `common.training.fit` against.
 
-It is PyTorch's CIFAR-10 tutorial, which the reports follow: images one at a time through
-torchvision's transforms, a DataLoader, torch.optim, and a loss that is read at every step.
+The loop is that of PyTorch's CIFAR-10 tutorial, which the reports follow: images one at a time
+through torchvision's transforms, a DataLoader, torch.optim, and a loss that is read at every
+step.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from copy import deepcopy
 from functools import partial
 
 import torch
@@ -16,11 +16,11 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, WeightedRandomSampler
 from torchvision import transforms
 
-from common import losses
-from common.augment import MAX_SHIFT
-from common.dataset import Part
-from common.models import Network, SimpleCNN
-from common.recipes import Recipe
+from common.dataset.split import LabelledImages
+from common.networks.build import build
+from common.training import losses
+from common.training.augmentation import MAX_SHIFT
+from common.training.recipe import Recipe
 
 AUGMENT = {
     "flip": transforms.RandomHorizontalFlip,
@@ -29,9 +29,9 @@ AUGMENT = {
 
 
 class Images(Dataset):
-    """A Part as torchvision.datasets.CIFAR10 gives it: a PIL image, transformed, and label."""
+    """Images as torchvision.datasets.CIFAR10 has them: a transformed PIL image, a label."""
 
-    def __init__(self, part: Part, transform: transforms.Compose) -> None:
+    def __init__(self, part: LabelledImages, transform: transforms.Compose) -> None:
         self.images = part.images.permute(0, 2, 3, 1).numpy()
         self.labels = part.labels.tolist()
         self.transform = transform
@@ -44,11 +44,11 @@ class Images(Dataset):
 
 
 def loader(
-    part: Part, recipe: Recipe, workers: int = 0, order: list[int] | None = None
+    part: LabelledImages, recipe: Recipe, workers: int = 0, order: list[int] | None = None
 ) -> DataLoader:
-    """Batches as the recipe has them, in a new order each epoch or in a given one."""
+    """Return the batches of the recipe, in a new order each epoch or in the given one."""
     steps = [AUGMENT[name]() for name in recipe.augment] + [transforms.ToTensor()]
-    if recipe.network == "simple-cnn":  # ResNet9 does it itself
+    if recipe.network == "simple-cnn":  # ResNet9 normalises its images itself
         steps.append(transforms.Normalize((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)))
     sampler = order
     if recipe.sampler == "balanced":
@@ -63,31 +63,35 @@ def loader(
     )
 
 
-def plain(network: Network) -> nn.Module:
-    """A copy of the network, with its weights, that is made of torch.nn's modules alone.
+def plain_network(
+    recipe: Recipe, classes: int, seed: int = 0, dropout: float = 0.5
+) -> nn.Module:
+    """Return a new network of the recipe, made of torch.nn's modules alone.
 
-    ResNet9 is already; SimpleCNN then takes images in [-1, 1], as `loader` gives them.
+    Its weights are those that `networks.build` draws from the seed. ResNet9 is such a network
+    already. SimpleCNN becomes the reports' network, for images in [-1, 1] as `loader` gives
+    them.
     """
-    if not isinstance(network, SimpleCNN):
-        return deepcopy(network)
-    dropout = network.dropout
-    steps = OrderedDict(
+    network = build(recipe.network, recipe.network_arguments(classes), seed)
+    if recipe.network != "simple-cnn":
+        return network
+    modules = OrderedDict(
         conv1=nn.Conv2d(3, 16, 5), relu1=nn.ReLU(), pool1=nn.MaxPool2d(2),
         conv2=nn.Conv2d(16, 16, 5), relu2=nn.ReLU(), pool2=nn.MaxPool2d(2),
         flatten=nn.Flatten(),
         fc1=nn.Linear(400, 120), relu3=nn.ReLU(), dropout1=nn.Dropout(dropout),
         fc2=nn.Linear(120, 84), relu4=nn.ReLU(), dropout2=nn.Dropout(dropout),
-        fc3=nn.Linear(84, network.fc3.out_features),
+        fc3=nn.Linear(84, classes),
     )  # fmt: skip
-    net = nn.Sequential(steps)
-    net.load_state_dict(network.state_dict())
-    return net
+    plain = nn.Sequential(modules)
+    plain.load_state_dict(network.state_dict())
+    return plain
 
 
 def train(
     network: nn.Module, batches: DataLoader, recipe: Recipe, device: torch.device
 ) -> list[float]:
-    """Train `network` in place as the recipe says; the loss of each step."""
+    """Train `network` in place as the recipe says, and return the loss of each step."""
     network.to(device).train()
     labels = torch.tensor(batches.dataset.labels)
     weights = losses.class_weights(recipe, torch.bincount(labels).to(device))

@@ -1,7 +1,6 @@
-"""What `benchmarks/run.py` measures: each section a function that yields tables.
+"""What `benchmarks/run.py` measures: each section is a function that returns a table.
 
-What is compared runs in turn, A B A B, in one process. A table has times in units of its first
-row's median.
+The sides of a comparison run in turn, A B A B, in one process.
 """
 
 from __future__ import annotations
@@ -21,46 +20,58 @@ from typing import Any
 
 import torch
 from joblib.externals.loky import get_reusable_executor
-from torch.profiler import ProfilerActivity, profile, record_function
+from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import reference
-from common import balance, dataset, duplicates, experiment, kernels, models, training
-from common.dataset import Part, Split
-from common.options import DEFAULT_CLASSES, ROOT
-from common.recipes import ORIGINAL, REPORT_A, RESNET, Recipe
-from lr_sweep import RATES
+from benchmarks.attacks import EPSILONS, fgsm_accuracies, fgsm_accuracies_as_reported
+from common.attacks.robustness import correctly_classified, to_attack
+from common.dataset import DEFAULT_CLASSES, duplicates
+from common.dataset.load import load
+from common.dataset.split import LabelledImages, Split
+from common.files import ROOT
+from common.networks.build import build
+from common.networks.checkpoint import load_checkpoint
+from common.training.fit import fit
+from common.training.recipe import Recipe
+from common.training.recipes import ORIGINAL, REPORT_A, RESNET
+from common.training.resampling import make_examples
+from common.training.runs import Run, train_all
+from lr_sweep import EPOCHS, RATES
 
 CPU = torch.device("cpu")
 EPOCH = replace(ORIGINAL, epochs=1)
-# Without cutout, of which torchvision has another kind, and in the loop's precision.
+# Without cutout, of which torchvision has another kind, and in the precision of the loop.
 RESNET_EPOCH = replace(RESNET, epochs=1, augment=("flip", "crop"), precision="float32")
-RESNET_STEPS, PROFILE_STEPS = 10, 200
-SWEEP_EPOCHS = 4  # of 20
-SEARCHED = 3000  # images of CIFAR-10's test part in three classes
+RESNET_STEPS, PROFILED_STEPS = 10, 200
+SEARCHED = 3000  # images: the test part of CIFAR-10 in three classes
 SHORTER = 10  # report A's runs have a tenth of their epochs here
-# What an operator belongs to, by what stands in the name of the outermost one around it.
+# The group of an operator, by what stands in the name of the outermost operator around it.
 GROUPS = {
-    "all layers but the last": ("hidden", "conv", "pool"),
-    "the last layer": ("linear", "addmm", "matmul", "aten::sum"),
-    "gathering the batch": ("aten::index", "aten::to", "aten::div_", "aten::split"),
-    "optimiser": ("aten::add", "::sub_", "accumulategrad"),
-    "other operators: dropout, scaling, loss": ("",),
+    "layers": ("conv", "pool", "relu", "threshold", "linear", "addmm", "dropout", "mm"),
+    "loss": ("cross_entropy", "nll", "logsoftmax", "mean"),
+    "selecting the batch": ("aten::index", "aten::to", "aten::div_", "aten::movedim"),
+    "optimiser": ("optimizer", "accumulategrad"),
+    "other operators": ("",),
 }
-# Memory of a command, from a process that is itself small: a large one that starts another
-# has its own memory counted as the other's.
+SCRIPTS = ("inspect_data.py", "evaluate.py", "train.py", "lr_sweep.py", "adversarial.py")
+# Memory of a command, measured from a small process: the memory of a large parent would be
+# counted as the command's.
 PEAK = """
 import resource, subprocess, sys
 subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL)
 print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 """
-Table = dict[str, Any]  # title, rows (each from column to text), values (what they come from)
+Table = dict[str, Any]  # title; rows, each from column to text; values, the measured seconds
 Sides = dict[str, Callable[[], object]]  # what is compared, by name
 
 
 @dataclass(frozen=True)
 class Setting:
-    """source: as `--data` takes it. growth: how many times the images, and how many runs.
-    quick: on a handful of images, to see that all works."""
+    """What the sections share.
+
+    source: as `--data` takes it. growth: factors of the number of images and of runs. quick: a
+    handful of images, to see that everything works.
+    """
 
     source: str
     split: Split
@@ -69,115 +80,118 @@ class Setting:
     quick: bool
 
 
-def setting(quick: bool) -> Setting:
+def make_setting(quick: bool) -> Setting:
     source = os.environ.get("CIFAR10_DIR") or "synthetic"
-    split = dataset.load(source, dry_run=quick)
+    split = load(source, dry_run=quick)
     return Setting(source, split, 1 if quick else 3, (1, 2) if quick else (1, 2, 4), quick)
 
 
-def step(s: Setting) -> Iterator[Table]:
-    yield from _against_the_loop(s, EPOCH, s.split.train, "An epoch at batch 4")
+def step(s: Setting) -> Table:
+    return _against_the_loop(s, EPOCH, s.split.train, "An epoch at batch 4")
 
 
-def resnet(s: Setting) -> Iterator[Table]:
+def resnet(s: Setting) -> Table:
     part = _first(s.split.train, RESNET_STEPS * RESNET_EPOCH.batch_size)
-    yield from _against_the_loop(s, RESNET_EPOCH, part, "ResNet9 at batch 128")
+    return _against_the_loop(s, RESNET_EPOCH, part, "ResNet9 at batch 128")
 
 
-def runs(s: Setting) -> Iterator[Table]:
+def runs(s: Setting) -> Table:
     recipes = [replace(r, epochs=r.epochs // SHORTER) for r in REPORT_A.values()]
 
     def one_after_another() -> None:
         for recipe in recipes:
-            part = balance.examples(s.split.train, s.split.test, recipe, s.split.classes, 0)
-            _loop(part, recipe)
+            examples = make_examples(s.split.train, s.split.test, recipe, s.split.classes, 0)
+            _loop(examples, recipe)
 
     sides = {
-        "train_all, processes included": lambda: _train_all(s, recipes),
+        "train_all, processes included": lambda: _train_all(s, recipes, jobs=2),
         "loop, one after another": one_after_another,
     }
     with _cores(2):
-        _loop(_first(s.split.train, 8), EPOCH)  # for the first step's imports
+        _loop(_first(s.split.train, 8), EPOCH)  # the first step imports modules
         seconds = alternate(sides, s.repeats)
-    yield compared(f"Report A's seven runs, 1/{SHORTER} of their epochs, two cores", seconds)
+    return compared(f"Report A's seven runs, 1/{SHORTER} of their epochs, two cores", seconds)
 
 
-def sweep(s: Setting) -> Iterator[Table]:
-    recipes = [replace(ORIGINAL, epochs=SWEEP_EPOCHS, learning_rate=rate) for rate in RATES]
-    losses: dict[str, list[float]] = {}
-
-    def one_after_another() -> None:
-        losses["alone"] = [_fit(s.split.train, recipe) for recipe in recipes]
-
-    def together() -> None:
-        losses["together"] = _train_all(s, recipes)
-
-    sides = {"fit(), one after another": one_after_another, "together": together}
+def sweep(s: Setting) -> Table:
+    epochs = 2 if s.quick else EPOCHS
+    recipes = [replace(ORIGINAL, epochs=epochs, learning_rate=rate) for rate in RATES]
+    sides = {
+        "one after another": lambda: _train_all(s, recipes, jobs=1),
+        "two at a time, processes included": lambda: _train_all(s, recipes, jobs=2),
+    }
     with _cores(2):
+        seconds = alternate(sides, 1)  # the whole sweep: once is long enough
+    return compared(f"lr_sweep.py's {len(RATES)} rates, {epochs} epochs, two cores", seconds)
+
+
+def fgsm(s: Setting) -> Table:
+    network = load_checkpoint(ROOT / "models" / "baseline.pt").network
+    test = to_attack(s.split.test, CPU)
+    x, y = (values[correctly_classified(network, *test)] for values in test)
+    sides = {
+        "in batches, one gradient": lambda: fgsm_accuracies(network, x, y),
+        "one by one": lambda: fgsm_accuracies_as_reported(network, x, y),
+    }
+    with _cores(2, threads=2):
+        fgsm_accuracies_as_reported(network, x[:2], y[:2])
         seconds = alternate(sides, s.repeats)
-    # Beyond a few times the loss of a guess it is chaos, where rounding decides.
-    pairs = [p for p in zip(*losses.values(), strict=True) if max(p) < 5]
-    apart = max(abs(a - b) / a for a, b in pairs)
-    table = compared(
-        f"lr_sweep.py's {len(RATES)} rates, {SWEEP_EPOCHS} epochs, two cores"
-        f" (losses {apart:.0e} apart)",
-        seconds,
+    return compared(
+        f"FGSM at {len(EPSILONS)} epsilons, {len(x)} images, SimpleCNN, two cores", seconds
     )
-    table["values"] = {"seconds": table["values"], "losses": losses}
-    yield table
 
 
-def images(s: Setting) -> Iterator[Table]:
+def images(s: Setting) -> Table:
     train = s.split.train
-    parts = [Part(*(torch.cat([t] * n) for t in train)) for n in s.growth]
+    parts = [LabelledImages(*(torch.cat([t] * n) for t in train)) for n in s.growth]
     sides = {f"{len(part.labels):,} images": partial(_fit, part, EPOCH) for part in parts}
     with _cores(1):
         _fit(_first(train, 8), EPOCH)
-        yield compared("fit(), an epoch at batch 4, one core", alternate(sides, s.repeats))
+        return compared("fit(), an epoch at batch 4, one core", alternate(sides, s.repeats))
 
 
-def recipes(s: Setting) -> Iterator[Table]:
-    recipe = replace(ORIGINAL, epochs=2)
-    # Other momenta, so that they aren't trained as one.
-    several = [replace(recipe, momentum=0.9 - i / 100) for i in range(max(s.growth))]
-    sides = {f"runs: {n}": partial(_train_all, s, several[:n]) for n in s.growth}
+def recipes(s: Setting) -> Table:
+    several = [replace(ORIGINAL, epochs=2)] * max(s.growth)
+    sides = {f"runs: {n}": partial(_train_all, s, several[:n], jobs=2) for n in s.growth}
     with _cores(2):
         seconds = alternate(sides, s.repeats)
-    yield compared("train_all, 2 epochs of each, processes included, two cores", seconds)
+    return compared("train_all, 2 epochs of each run, processes included, two cores", seconds)
 
 
-def profiled(s: Setting) -> Iterator[Table]:
-    part = _first(s.split.train, PROFILE_STEPS * EPOCH.batch_size)
+def profiled(s: Setting) -> Table:
+    part = _first(s.split.train, PROFILED_STEPS * EPOCH.batch_size)
     with _cores(1):
         _fit(part, EPOCH)
         usual = alternate({"": partial(_fit, part, EPOCH)}, s.repeats)[""]
-        with _marked(), profile(activities=[ProfilerActivity.CPU]) as record:
+        with profile(activities=[ProfilerActivity.CPU]) as record:
             [whole] = alternate({"": partial(_fit, part, EPOCH)}, 1)[""]
     seconds = dict.fromkeys(GROUPS, 0.0)
     for event in record.events():
         outermost = event
-        while outermost.cpu_parent is not None:
-            outermost = outermost.cpu_parent
+        while (
+            parent := outermost.cpu_parent
+        ) is not None and "step" not in parent.name.lower():
+            outermost = parent
         name = outermost.name.lower()
         group = next(g for g, words in GROUPS.items() if any(word in name for word in words))
         seconds[group] += event.self_cpu_time_total / 1e6
     seconds["between operators: Python"] = whole - sum(seconds.values())
-    yield {
-        "title": f"Where a step at batch 4 goes (profiling: {whole / median(usual):.1f} times)",
+    slowdown = whole / median(usual)
+    return {
+        "title": f"Where a step at batch 4 spends its time (profiling: {slowdown:.1f} times)",
         "rows": [{"what": k, "share": f"{t / whole:.0%}"} for k, t in seconds.items()],
         "values": seconds | {"profiled": whole, "usual": usual},
     }
 
 
-def absolute(s: Setting) -> Iterator[Table]:
-    sides = {"load the prepared images": partial(dataset.load, s.source, dry_run=s.quick)}
+def absolute(s: Setting) -> Table:
     train, test = s.split.train.images, s.split.test.images
     others = torch.cat([test] * -(-SEARCHED // len(test)))[:SEARCHED]
-    name = f"near duplicates, {len(train):,} against {len(others):,} images"
-    sides[name] = partial(duplicates.between, train, others)
-    for script in sorted(ROOT.glob("*.py")):
-        sides[f"{script.name} --help"] = partial(_python, script.name, "--help")
-        sides[f"import {script.stem}"] = partial(_python, "-c", f"import {script.stem}")
+    search = f"near duplicates, {len(train):,} against {len(others):,} images"
+    sides = {
+        "load the prepared images": partial(load, s.source, dry_run=s.quick),
+        search: partial(duplicates.between, train, others),
+    } | {f"{name} --help": partial(_python, name, "--help") for name in SCRIPTS}
     seconds = alternate(sides, s.repeats)
     with tempfile.TemporaryDirectory() as folder:
         command = ["train.py", "final", "--data", s.source, "--output-dir", folder]
@@ -189,10 +203,26 @@ def absolute(s: Setting) -> Iterator[Table]:
         for name, times in seconds.items()
     ]
     memory = {"what": "memory, train.py final", "median": f"{peak / 1e6:.0f} MB", "spread": ""}
-    yield {
+    return {
         "title": "Absolute: this machine's seconds and megabytes",
         "rows": [*rows, memory],
         "values": seconds | {"peak bytes": peak},
+    }
+
+
+def scripts(s: Setting) -> Table:
+    """Time each script with its defaults, once, as a user runs it on two cores."""
+    seconds = {}
+    with _cores(2), tempfile.TemporaryDirectory() as folder:
+        for name in SCRIPTS:
+            command = [name, "--data", s.source, "--output-dir", folder]
+            run = partial(_python, *command, *(["--dry-run"] if s.quick else []))
+            [seconds[name]] = alternate({name: run}, 1)[name]
+    seconds["all five"] = sum(seconds.values())
+    return {
+        "title": "Absolute: the scripts with their defaults, once, two cores",
+        "rows": [{"what": name, "time": f"{t:.0f} s"} for name, t in seconds.items()],
+        "values": seconds,
     }
 
 
@@ -201,31 +231,31 @@ SECTIONS = {
     "resnet": resnet,
     "runs": runs,
     "sweep": sweep,
+    "fgsm": fgsm,
     "images": images,
     "recipes": recipes,
     "profile": profiled,
     "absolute": absolute,
+    "scripts": scripts,
 }
 
 
 def alternate(sides: Sides, repeats: int) -> dict[str, list[float]]:
-    """Seconds that each side takes, in turn, `repeats` times."""
+    """Return the seconds of each side, which run in turn, `repeats` times."""
     seconds = {name: [] for name in sides}
     for _ in range(repeats):
         for name, side in sides.items():
             start = time.perf_counter()
             side()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
             seconds[name].append(time.perf_counter() - start)
     return seconds
 
 
 def compared(title: str, seconds: dict[str, list[float]]) -> Table:
-    """Each side's seconds over the first side's.
+    """Return each side's seconds relative to the first side's.
 
     time: the median, and spread: the least and greatest, over the first side's median. in
-    turn: the least and greatest of what it took over what the first side took beside it.
+    turn: the least and greatest ratio to the first side within one repeat.
     """
     first = next(iter(seconds.values()))
     rows = [
@@ -244,107 +274,64 @@ def _spread(values: Sequence[float]) -> str:
     return f"{min(values):.2f} to {max(values):.2f}"
 
 
-def _against_the_loop(s: Setting, recipe: Recipe, part: Part, title: str) -> Iterator[Table]:
-    """fit() and the reference, on one core with the images of `part`; and on CUDA, where there
-    is any, with all train images, as in ten steps its graph's capture would be the most."""
-    faster = replace(recipe, precision="auto")
-
-    def sides(part: Part, device: torch.device) -> Sides:
-        found = {
-            "fit()": lambda: _fit(part, recipe, device),
-            "loop, 0 workers": lambda: _loop(part, recipe, device),
-            "loop, 2 workers": lambda: _loop(part, recipe, device, workers=2),
-        }
-        if recipe.network == "resnet9" and training.precision(faster, device) == "bfloat16":
-            found["fit(), in bfloat16"] = lambda: _fit(part, faster, device)
-        return found
-
+def _against_the_loop(s: Setting, recipe: Recipe, part: LabelledImages, title: str) -> Table:
+    sides = {
+        "fit()": lambda: _fit(part, recipe),
+        "loop, 0 workers": lambda: _loop(part, recipe),
+        "loop, 2 workers": lambda: _loop(part, recipe, workers=2),
+    }
     with _cores(1):
-        alternate(sides(_first(part, 8), CPU), 1)  # for the first step's imports
-        named = f"{title}, {len(part.labels):,} images, one core"
-        yield compared(named, alternate(sides(part, CPU), s.repeats))
-    if torch.cuda.is_available():
-        cuda = torch.device("cuda")
-        part = s.split.train
-        alternate(sides(_first(part, 8), cuda), 1)
-        named = f"{title}, {len(part.labels):,} images, {torch.cuda.get_device_name()}"
-        yield compared(named, alternate(sides(part, cuda), s.repeats))
+        _fit(_first(part, 8), recipe)  # the first step imports modules
+        _loop(_first(part, 8), recipe)
+        seconds = alternate(sides, s.repeats)
+    return compared(f"{title}, {len(part.labels):,} images, one core", seconds)
 
 
-def _fit(part: Part, recipe: Recipe, device: torch.device = CPU) -> float:
-    """The first epoch's loss; of one that diverges, as far as it was finite."""
-    alone = {"seeds": [0], "device": device}
-    (history,) = training.fit_together(
-        [_network(recipe)], [part], _first(part, 0), [recipe], **alone
-    )
-    return history.loss[0]
+def _fit(part: LabelledImages, recipe: Recipe) -> None:
+    network = build(recipe.network, recipe.network_arguments(len(DEFAULT_CLASSES)))
+    fit(network, part, _first(part, 0), recipe, seed=0, device=CPU)
 
 
-def _loop(part: Part, recipe: Recipe, device: torch.device = CPU, workers: int = 0) -> None:
-    network = reference.plain(_network(recipe))
-    reference.train(network, reference.loader(part, recipe, workers), recipe, device)
+def _loop(part: LabelledImages, recipe: Recipe, workers: int = 0) -> None:
+    network = reference.plain_network(recipe, len(DEFAULT_CLASSES))
+    reference.train(network, reference.loader(part, recipe, workers), recipe, CPU)
 
 
-def _network(recipe: Recipe) -> models.Network:
-    return models.build(recipe.network, recipe.network_arguments(len(DEFAULT_CLASSES)), 0)
-
-
-def _train_all(s: Setting, recipes: Sequence[Recipe]) -> list[float]:
-    """As train.py does on two cores, from the start of its processes to the last checkpoint.
-
-    Returns the first epoch's loss of each recipe.
-    """
-    get_reusable_executor().shutdown()  # joblib keeps the last one's
-    runs = [experiment.Run(f"run{i}", recipe, 0) for i, recipe in enumerate(recipes)]
+def _train_all(s: Setting, recipes: Sequence[Recipe], jobs: int) -> None:
+    """Train as train.py does, from the start of its processes to the last checkpoint."""
+    get_reusable_executor().shutdown()  # otherwise joblib reuses the last processes
+    runs = [Run(f"run{i}", recipe, 0) for i, recipe in enumerate(recipes)]
+    jobs = min(jobs, len(runs))
     with tempfile.TemporaryDirectory() as folder:
-        how = {"device": "cpu", "jobs": min(2, len(runs)), "threads": 1}
-        ended = dict(experiment.train_all(runs, s.split, Path(folder), **how))
-    return [ended[run]["history"]["loss"][0] for run in runs]
+        for _ in train_all(runs, s.split, Path(folder), device="cpu", jobs=jobs, threads=1):
+            pass
 
 
-def _first(part: Part, n: int) -> Part:
-    return Part(part.images[:n], part.labels[:n])
+def _first(part: LabelledImages, n: int) -> LabelledImages:
+    return LabelledImages(part.images[:n], part.labels[:n])
 
 
 def _python(*arguments: str) -> str:
-    """What Python prints, run in the project's folder."""
+    """Return what Python prints, run in the project's folder."""
     command = [sys.executable, *arguments]
     return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
 
 
 @contextmanager
-def _marked() -> Iterator[None]:
-    """Let the profiler see the compiled functions, which are no operators of PyTorch."""
-    library = kernels.library()
-    functions = {name: getattr(library, name) for name in kernels.FUNCTIONS if library}
+def _cores(n: int, threads: int = 1) -> Iterator[None]:
+    """Use so many threads, and if the system allows it n cores, also for child processes.
 
-    def marked(name: str, *arguments: Any) -> None:
-        with record_function(name):
-            functions[name](*arguments)
-
-    try:
-        for name in functions:
-            setattr(library, name, partial(marked, name))
-        yield
-    finally:
-        for name, function in functions.items():
-            setattr(library, name, function)
-
-
-@contextmanager
-def _cores(n: int) -> Iterator[None]:
-    """One thread, and where the system can do it n cores for this process and its own.
-
-    At batch 4 a second thread has next to nothing to do, and waits for it at full speed.
+    One thread by default: at batch 4 a second one has almost nothing to do, and waits for work
+    at full speed.
     """
-    threads, cores = torch.get_num_threads(), None
-    torch.set_num_threads(1)
+    before, cores = torch.get_num_threads(), None
+    torch.set_num_threads(threads)
     if hasattr(os, "sched_setaffinity"):
         cores = os.sched_getaffinity(0)
         os.sched_setaffinity(0, sorted(cores)[:n])
     try:
         yield
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
         if cores is not None:
             os.sched_setaffinity(0, cores)

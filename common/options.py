@@ -1,6 +1,6 @@
-"""The command line that every script shares: options, device, seed and one-line errors.
+"""The command line: options that scripts share, and errors in one line.
 
-Imports nothing heavy, so that `--help` answers at once.
+The module imports nothing heavy, so that `--help` answers at once.
 """
 
 from __future__ import annotations
@@ -9,201 +9,209 @@ import argparse
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
+
+from common.dataset import DEFAULT_CLASSES
+from common.errors import InputError
+from common.files import ROOT
+from common.training.recipe import FIELDS, Recipe, option_name
+from common.training.recipes import select
 
 if TYPE_CHECKING:
     import torch
 
-    from common.dataset import Split
+    from common.dataset.split import Split
 
-ROOT = Path(__file__).resolve().parent.parent
-DEFAULT_CLASSES = ("automobile", "truck", "cat")
-
-
-class InputError(Exception):
-    """What the user gave can't be used: one line that names the thing and the remedy."""
+SOURCES = (
+    "cifar10 (downloaded once), synthetic, or a path: a folder with cifar-10-batches-py,"
+    " train/CLASS/*.png|jpg, or train.pickle and dev.pickle; or a cifar-10-python.tar.gz"
+    " (default: $CIFAR10_DIR when set, else cifar10; synthetic when that can't be downloaded)"
+)
+DRY_RUN_EPOCHS = 2
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors are one line, as every other error of the scripts."""
+    """An ArgumentParser that reports errors in one line and takes no abbreviations."""
+
+    def __init__(self, description: str) -> None:
+        super().__init__(
+            description=description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
-def count(text: str) -> int | str:
-    """A number of images per class, or "full": all that the source has."""
-    if text == "full":
-        return text
-    return whole_number(text, least=1)
+def number(
+    kind: type,
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+    below: float | None = None,
+) -> Callable[[str], Any]:
+    """Return an argparse type: a finite number of the kind int or float, within the limits."""
+    limits = {"of at least": least, "above": above, "at most": most, "below": below}
+    words = " and ".join(f"{word} {n:g}" for word, n in limits.items() if n is not None)
+
+    def parse(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not (
+            math.isfinite(value)
+            and (least is None or value >= least)
+            and (above is None or value > above)
+            and (most is None or value <= most)
+            and (below is None or value < below)
+        ):
+            noun = "a whole number" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"{text!r} is not {noun} {words}")
+        return value
+
+    return parse
 
 
-def whole_number(text: str, least: int = 0) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = least - 1
-    if value < least:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {least}")
-    return value
+POSITIVE = number(int, least=1)
+SEED = number(int, least=0)
+RATE = number(float, above=0)
+SHARE = number(float, least=0, below=1)
 
 
-def positive(text: str) -> int:
-    return whole_number(text, least=1)
-
-
-def number(text: str, words: str, accept: Callable[[float], bool]) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not accept(value):
-        raise argparse.ArgumentTypeError(f"{text!r} is not {words}")
-    return value
-
-
-def share(text: str) -> float:
-    return number(text, "a share from 0 up to, but not, 1", lambda value: 0 <= value < 1)
-
-
-def probability(text: str) -> float:
-    return number(text, "a number from 0 to 1", lambda value: 0 <= value <= 1)
+def image_count(text: str) -> int | str:
+    """Parse a number of images per class, or "full": all images of the source."""
+    return text if text == "full" else POSITIVE(text)
 
 
 def class_share(text: str) -> tuple[str, float]:
-    """cat:0.2 -> ("cat", 0.2)."""
+    """Parse "cat:0.2" as ("cat", 0.2)."""
     name, colon, value = text.rpartition(":")
     if not colon:
         raise argparse.ArgumentTypeError(f"{text!r} is not CLASS:SHARE, such as cat:0.2")
-    return name, share(value)
+    return name, SHARE(value)
 
 
-def rate(text: str) -> float:
-    return number(text, "a number above 0", lambda value: 0 < value < math.inf)
-
-
-def parser(description: str) -> Parser:
-    """A parser with the options that all scripts share; a script adds its own."""
-    result = Parser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    group = result.add_argument_group("images")
-    group.add_argument(
-        "--data",
-        metavar="SOURCE",
-        help="cifar10 (downloaded once), synthetic, or a path: a folder with"
-        " cifar-10-batches-py, train/CLASS/*.png|jpg, or train.pickle and dev.pickle; or a"
-        " cifar-10-python.tar.gz (default: $CIFAR10_DIR when set, else cifar10; synthetic"
-        " when that can't be downloaded)",
-    )
-    group.add_argument(
-        "--classes",
-        nargs="+",
-        metavar="NAME",
-        default=list(DEFAULT_CLASSES),
-        help="the source's classes, in label order (default: automobile truck cat)",
-    )
-    for part, usual in (("train", "4949 466 210"), ("test", "551 51 23")):
-        group.add_argument(
-            f"--{part}-counts",
-            nargs="+",
-            type=count,
-            metavar="N",
+def make_parser(description: str) -> Parser:
+    """Return a parser with the options that all scripts share."""
+    parser = Parser(description)
+    add = parser.add_argument_group("images").add_argument
+    # fmt: off
+    add("--data", metavar="SOURCE", help=SOURCES)
+    add("--classes", nargs="+", metavar="NAME", default=list(DEFAULT_CLASSES),
+        help="the source's classes, in label order (default: automobile truck cat)")
+    for part, counts in (("train", "4949 466 210"), ("test", "551 51 23")):
+        add(f"--{part}-counts", nargs="+", type=image_count, metavar="N",
             help=f"{part} images per class, in label order, or full: all of them (default:"
-            f" {usual}; full for the course's pickles)",
-        )
-    group.add_argument(
-        "--validation",
-        type=share,
-        default=0.0,
-        metavar="SHARE",
-        help="stratified share of the train images to hold out (default: %(default)s)",
-    )
-    group.add_argument(
-        "--split-seed",
-        type=whole_number,
-        default=0,
-        metavar="N",
-        help="which images are drawn (default: %(default)s)",
-    )
-    group.add_argument(
-        "--label-noise",
-        nargs="+",
-        type=class_share,
-        default=(),
-        metavar="CLASS:SHARE",
+            f" {counts}; full for the course's pickles)")
+    add("--validation", type=SHARE, default=0.0, metavar="SHARE",
+        help="stratified share of the train images to hold out (default: %(default)s)")
+    add("--split-seed", type=SEED, default=0, metavar="N",
+        help="which images are drawn (default: %(default)s)")
+    add("--label-noise", nargs="+", type=class_share, default=(), metavar="CLASS:SHARE",
         help="plant wrong labels: this share of the class's train images gets another label,"
-        " such as cat:0.2 (default: none)",
-    )
-    group.add_argument(
-        "--label-noise-seed",
-        type=whole_number,
-        default=0,
-        metavar="N",
-        help="which labels are wrong (default: %(default)s)",
-    )
-    group.add_argument(
-        "--label-fixes",
-        type=Path,
-        metavar="FILE",
+        " such as cat:0.2 (default: none)")
+    add("--label-noise-seed", type=SEED, default=0, metavar="N",
+        help="which labels are wrong (default: %(default)s)")
+    add("--label-fixes", type=Path, metavar="FILE",
         help="relabel or drop the train images that FILE accepts: label_suspects.csv of"
-        " inspect_data.py --audit-labels, with yes or drop in its column accept",
-    )
-    group.add_argument(
-        "--accept-above",
-        type=probability,
-        metavar="P",
+        " inspect_data.py --audit-labels, with yes or drop in its column accept (default:"
+        " none)")
+    add("--accept-above", type=number(float, least=0, most=1), metavar="P",
         help="accept also the suspects of --label-fixes that have no decision and at least"
-        " this confidence, such as 0.9",
-    )
-    group = result.add_argument_group("run")
-    group.add_argument(
-        "--seed",
-        type=whole_number,
-        default=0,
-        metavar="N",
-        help="weights, order and augmentation (default: %(default)s)",
-    )
-    group.add_argument(
-        "--device",
-        choices=("auto", "cpu", "cuda", "mps"),
-        default="auto",
-        help="auto: CUDA where there is one, else the CPU (default: %(default)s)",
-    )
-    group.add_argument(
-        "--threads",
-        type=positive,
-        metavar="N",
-        help="CPU threads (default: as many as PyTorch takes)",
-    )
-    group.add_argument(
-        "--output-dir",
-        type=Path,
-        metavar="DIR",
+        " this confidence, such as 0.9 (default: none)")
+    add = parser.add_argument_group("run").add_argument
+    add("--seed", type=SEED, default=0, metavar="N",
+        help="weights, order and augmentation (default: %(default)s)")
+    add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto",
+        help="auto: CUDA if there is one, else the CPU (default: %(default)s)")
+    add("--threads", type=POSITIVE, metavar="N",
+        help="CPU threads (default: PyTorch's own number)")
+    add("--output-dir", type=Path, metavar="DIR",
         help="checkpoints go to DIR/models, figures to DIR/figures (default: the project's"
-        " folder, or its dry-run/ in a dry run)",
-    )
-    group.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="the whole path on a handful of images; downloads nothing by itself",
-    )
-    return result
+        " folder, or its dry-run/ in a dry run)")
+    add("--dry-run", action="store_true",
+        help="the whole path on a handful of images; downloads nothing by itself (default:"
+        " off)")
+    # fmt: on
+    return parser
+
+
+def add_training(parser: argparse.ArgumentParser) -> None:
+    """Add the options of scripts that train, which `training_settings` reads."""
+    add = parser.add_argument_group("training").add_argument
+    # fmt: off
+    add("--drop-leaks", action="store_true",
+        help="leave out train images that are duplicates, exact or near, of a test image"
+        " (default: off)")
+    add("--jobs", type=POSITIVE, metavar="N",
+        help="runs at a time, which share the CPU threads (default: one for each core; 1 on"
+        " CUDA)")
+    add("--cluster", metavar="tcp://HOST:PORT",
+        help="send the runs to this dask scheduler (needs pip install distributed; default:"
+        " none)")
+    add("--fresh", action="store_true",
+        help="train finished runs again, from the start (default: off)")
+    add("--deterministic", action="store_true",
+        help="the same bits from run to run on CUDA too, where it costs time (default: off)")
+    # fmt: on
+
+
+def add_recipe(parser: argparse.ArgumentParser, without: str | None = None) -> None:
+    """Add an option for each field of Recipe, except for the field `without`."""
+    group = parser.add_argument_group("recipe (default of each: the recipe's own value)")
+    parser.set_defaults(**dict.fromkeys(FIELDS))
+    for name, each in FIELDS.items():
+        if name == without:
+            continue
+        limits = dict(each.metadata)
+        default = each.default
+        if isinstance(default, tuple):
+            default = " ".join(default) or "none"
+        given: dict[str, Any] = {"help": f"{limits.pop('help')} (original: {default})"}
+        choices = limits.pop("choices")
+        if "nargs" in limits:
+            given["nargs"] = limits.pop("nargs")
+        if each.type == "bool":
+            given["action"] = argparse.BooleanOptionalAction
+        elif choices:
+            given["choices"] = choices
+        else:
+            given |= {"type": number(int if "int" in each.type else float, **limits)}
+            given["metavar"] = "N"
+        group.add_argument(f"--{option_name(name)}", **given)
+
+
+def chosen_recipes(names: list[str], args: argparse.Namespace) -> dict[str, Recipe]:
+    """Return the recipes of these names with the options that were given.
+
+    A dry run has at most two epochs. Raises InputError for an unknown name and for options
+    that contradict each other.
+    """
+    given = {name: getattr(args, name) for name in FIELDS}
+    changes = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in given.items()
+        if value is not None
+    }
+    return select(names, changes, DRY_RUN_EPOCHS if args.dry_run else None)
 
 
 def output_dir(args: argparse.Namespace) -> Path:
-    """Where results go. A dry run's own folder keeps it from replacing real results."""
+    """Return the folder for results; that of a dry run keeps it from replacing real ones."""
     if args.output_dir is not None:
         return args.output_dir
     return ROOT / "dry-run" if args.dry_run else ROOT
 
 
-def device(args: argparse.Namespace) -> torch.device:
-    """The device that `--device` asks for, with `--threads` applied.
+def torch_device(args: argparse.Namespace) -> torch.device:
+    """Return the device of `--device`, and apply `--threads`.
 
-    Raises InputError where this machine has no such device.
+    Raises InputError if this machine has no such device.
     """
     import torch
 
@@ -214,49 +222,20 @@ def device(args: argparse.Namespace) -> torch.device:
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
     }
-    # auto leaves MPS out: its results are not the same from run to run.
+    # auto never takes MPS: its results differ from run to run.
     name = ("cuda" if available["cuda"] else "cpu") if args.device == "auto" else args.device
     if not available[name]:
         raise InputError(f"--device {name}: PyTorch finds none here; take --device auto or cpu")
     return torch.device(name)
 
 
-def add_training(parser: argparse.ArgumentParser) -> None:
-    """The options of scripts that train: `how_to_train` reads them."""
-    group = parser.add_argument_group("training")
-    group.add_argument(
-        "--drop-leaks",
-        action="store_true",
-        help="leave out train images that are duplicates, exact or near, of a test image",
-    )
-    group.add_argument(
-        "--jobs",
-        type=positive,
-        metavar="N",
-        help="runs at a time, which share the CPU threads (default: as many as there are cores;"
-        " 1 on CUDA)",
-    )
-    group.add_argument(
-        "--cluster",
-        metavar="tcp://HOST:PORT",
-        help="send the runs to this dask scheduler (needs pip install distributed)",
-    )
-    group.add_argument(
-        "--fresh", action="store_true", help="train also what ended before, from the start"
-    )
-    group.add_argument(
-        "--deterministic",
-        action="store_true",
-        help="the same bits from run to run on CUDA too, where it costs time",
-    )
+def training_settings(
+    args: argparse.Namespace, device: torch.device, runs: int
+) -> dict[str, Any]:
+    """Return the arguments of `runs.train_all` beside the runs, the images and the folder.
 
-
-def how_to_train(args: argparse.Namespace, device: torch.device, runs: int) -> dict[str, Any]:
-    """What `experiment.train_all` is told beside the runs, the images and the folder.
-
-    How many runs go at a time, and how many CPU threads each has, follows from the command
-    alone, not from what is still to do: another number of threads can change the last bits of
-    a result.
+    The number of jobs and their threads follow from the command alone, not from the runs that
+    are still missing: another number of threads can change the last bits of a result.
     """
     return {
         "device": str(device),
@@ -270,7 +249,7 @@ def how_to_train(args: argparse.Namespace, device: torch.device, runs: int) -> d
 def share_cores(
     args: argparse.Namespace, device: torch.device, runs: int, jobs: int | None = None
 ) -> dict[str, int]:
-    """How many of the runs go at a time ("jobs"), and the CPU "threads" of each."""
+    """Return how many runs go at a time ("jobs"), and the CPU "threads" of each."""
     from joblib import cpu_count
 
     cores = args.threads or cpu_count()
@@ -278,13 +257,13 @@ def share_cores(
     return {"jobs": jobs, "threads": max(1, cores // jobs)}
 
 
-def split(args: argparse.Namespace) -> Split:
-    """The images that the options describe."""
-    from common import dataset
+def load_split(args: argparse.Namespace) -> Split:
+    """Return the images that the options describe."""
+    from common.dataset.load import load
 
     folder = os.environ.get("CIFAR10_DIR") or None
     try:
-        return dataset.load(
+        return load(
             args.data or folder,
             classes=args.classes,
             train_counts=args.train_counts,
@@ -295,7 +274,7 @@ def split(args: argparse.Namespace) -> Split:
             label_noise_seed=args.label_noise_seed,
             label_fixes=args.label_fixes,
             accept_above=args.accept_above,
-            drop_leaks=getattr(args, "drop_leaks", False),  # of the scripts that train
+            drop_leaks=getattr(args, "drop_leaks", False),  # only scripts that train have it
             dry_run=args.dry_run,
         )
     except InputError as error:
@@ -304,28 +283,21 @@ def split(args: argparse.Namespace) -> Split:
         raise
 
 
-def shown(path: Path) -> str:
-    """A path for people: from the current folder where it lies below it."""
+def display_path(path: Path) -> str:
+    """Return a path for people: relative to the current folder if it lies below it."""
     path, here = path.resolve(), Path.cwd()
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 def print_saved(*paths: Path) -> None:
-    """One line for each file that was written."""
+    """Print one line for each file that was written."""
     print()
     for path in paths:
-        print(f"saved {shown(path)}")
-
-
-def progress(items: Iterable, text: str, total: int | None = None) -> Iterable:
-    """`items` under a bar that goes when they end, and that only a terminal sees."""
-    from tqdm import tqdm
-
-    return tqdm(items, text, total, leave=False, disable=None)
+        print(f"saved {display_path(path)}")
 
 
 def run(main: Callable[[argparse.Namespace], None], parser: Parser) -> None:
-    """Parse the command line, call `main`; an InputError ends as one line and exit code 2."""
+    """Parse the command line and call `main`; exit with code 2 and one line on InputError."""
     args = parser.parse_args()
     try:
         main(args)
@@ -335,5 +307,5 @@ def run(main: Callable[[argparse.Namespace], None], parser: Parser) -> None:
     except KeyboardInterrupt:
         print(f"\n{parser.prog}: stopped; what was finished is saved", file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:  # `| head` has read enough
+    except BrokenPipeError:  # the reader, such as `| head`, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -10,20 +10,21 @@ import pytest
 import torch
 from PIL import Image
 
-from common import dataset
-from common.options import ROOT
+from common.dataset.load import load
+from common.dataset.split import LabelledImages
+from common.files import ROOT
 
-# Batches are small here, and two threads that wait for each other take longer than one.
+# Batches are small here: two threads would wait for each other longer than they compute.
 torch.set_num_threads(1)
 REAL_IMAGES = os.environ.get("CIFAR10_DIR")
 
 
 @pytest.fixture
 def real_split():
-    """The design's split of the photographs in CIFAR10_DIR."""
+    """The default split of the photographs in CIFAR10_DIR."""
     if not REAL_IMAGES:
         pytest.skip("needs real images: set CIFAR10_DIR to a CIFAR-10 folder")
-    return dataset.load(REAL_IMAGES)
+    return load(REAL_IMAGES)
 
 
 @pytest.fixture
@@ -83,18 +84,18 @@ def in_process(offline, monkeypatch, capsys):
     return run
 
 
-def random_part(counts: tuple[int, ...], seed: int = 0) -> dataset.Part:
-    """Random images with these counts of labels."""
+def random_part(counts: tuple[int, ...], seed: int = 0) -> LabelledImages:
+    """Return random images with these numbers of labels 0, 1, ..."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
     shape = (len(labels), 3, 32, 32)
     images = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
-    return dataset.Part(images, labels)
+    return LabelledImages(images, labels)
 
 
 def is_one_line(text: str, *words: object) -> bool:
-    """Whether text is a single line that holds all words."""
+    """Return whether text is a single line that contains all words."""
     return text.count("\n") == 1 and all(str(word) in text for word in words)
 
 
-EMPTY = dataset.Part(torch.empty(0, 3, 32, 32, dtype=torch.uint8), torch.empty(0).long())
+EMPTY = LabelledImages(torch.empty(0, 3, 32, 32, dtype=torch.uint8), torch.empty(0).long())

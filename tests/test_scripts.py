@@ -16,9 +16,11 @@ import torch
 from conftest import REAL_IMAGES, is_one_line
 from PIL import Image
 
-from common import models, recipes
-from common.options import ROOT
-from common.recipes import Recipe
+from common.files import ROOT
+from common.networks.build import build
+from common.networks.checkpoint import load_checkpoint, save_checkpoint
+from common.training import recipes
+from common.training.recipe import Recipe
 
 SCRIPTS = ("inspect_data.py", "evaluate.py", "train.py", "lr_sweep.py", "adversarial.py")
 FIGURES = {
@@ -77,7 +79,7 @@ def test_labels_are_audited_and_the_users_decisions_trained_on(in_process, tmp_p
     result = json.loads((out / "models/original.json").read_text())
     assert sum(result["examples"]) == 99
     assert result["data"]["label_fixes"]["relabelled"] == 1
-    checkpoint = models.load_checkpoint(out / "models/original.pt")
+    checkpoint = load_checkpoint(out / "models/original.pt")
     assert checkpoint.data == result["data"]
     clean = in_process("train.py", "original", *usual, "--label-fixes", file)
     assert clean.returncode == 2
@@ -100,7 +102,7 @@ def test_dry_run(script, tmp_path, name):
     assert result["data"]["source"].startswith("synthetic")
     held_out = 10 if name == "lr_sweep.py" else 0
     assert sum(result["data"]["train_counts"]) == 100 - held_out
-    assert {"command", "seed", "device", "versions", "seconds"} <= result.keys()
+    assert {"command", "seed", "device", "processor", "versions", "seconds"} <= result.keys()
     folder = (
         "out/figures" if name == "lr_sweep.py" else "out"
     )  # it names its models in one line
@@ -116,7 +118,7 @@ def test_training_prints_and_saves_what_it_trained(in_process, tmp_path):
     )  # fmt: skip
     assert "Total: 80 examples\nexamples: car 48, truck 16, cat 16\n" in done.stdout
     assert "(20 images)" in done.stdout
-    checkpoint = models.load_checkpoint(tmp_path / "models/original-seed3.pt")
+    checkpoint = load_checkpoint(tmp_path / "models/original-seed3.pt")
     result = json.loads((tmp_path / "models/original-seed3.json").read_text())
     assert json.loads(json.dumps(checkpoint.recipe)) == result["recipe"]
     assert (checkpoint.recipe["batch_size"], checkpoint.seed) == (10, 3)
@@ -177,7 +179,7 @@ def test_recipes_are_compared_in_one_table(in_process, tmp_path):
     mean = saved["compared"]["original"]["accuracy"]["mean"]
     assert mean == pytest.approx(sum(accuracies) / 2)
     assert set(saved["diverged"]) == {"wild", "wild-seed1"}
-    assert "| `original` |" in (tmp_path / "figures/train_comparison.md").read_text()
+    assert "| `original` " in (tmp_path / "figures/train_comparison.md").read_text()
     assert again.stdout.count("(trained before, by: train.py original") == 6
 
 
@@ -191,7 +193,7 @@ def test_early_stopping_holds_out_a_tenth_by_itself(in_process, tmp_path):
 
 def test_several_checkpoints_give_one_table(in_process, tmp_path):
     for name, seed in (("one", 1), ("two", 2)):
-        network = models.build("simple-cnn", {"classes": 3}, seed)
+        network = build("simple-cnn", {"classes": 3}, seed)
         torch.save({"model_state_dict": network.state_dict()}, tmp_path / f"{name}.pt")
     done = in_process("evaluate.py", "one.pt", "two.pt", "--dry-run", "--output-dir", tmp_path)
     assert done.returncode == 0, done.stderr
@@ -210,8 +212,8 @@ def test_a_network_of_other_train_images_is_said_to_be_so(in_process, tmp_path):
 
 
 def test_a_network_that_saw_the_test_images_is_called_out(in_process, tmp_path):
-    network = models.build("simple-cnn", {"classes": 3})
-    models.save_checkpoint(
+    network = build("simple-cnn", {"classes": 3})
+    save_checkpoint(
         tmp_path / "all.pt", network, "simple-cnn", {"classes": 3},
         classes=["car", "truck", "cat"], recipe={}, seed=0, data={}, trained_on_test=True,
     )  # fmt: skip
@@ -240,7 +242,7 @@ def saved_numbers(value):
 
 def test_attacked_networks_stand_beside_each_other(in_process, tmp_path):
     for name, seed in (("one", 1), ("two", 2)):
-        network = models.build("simple-cnn", {"classes": 3}, seed)
+        network = build("simple-cnn", {"classes": 3}, seed)
         torch.save({"model_state_dict": network.state_dict()}, tmp_path / f"{name}.pt")
     command = ("adversarial.py", "one.pt", "two.pt", *ATTACK, "--output-dir")
     done = in_process(*command, tmp_path / "a")
@@ -257,13 +259,13 @@ def test_attacked_networks_stand_beside_each_other(in_process, tmp_path):
     tables = done.stdout.split("==", 1)[1].rsplit(" s in all", 1)[0]
     assert len(numbers_of(tables)) > 10
     assert numbers_of(tables) <= saved_numbers(result)
-    for sweep in result["sweeps"]["one"].values():
-        for outcome in sweep["outcomes"].values():
+    for curve in result["curves"]["one"].values():
+        for outcome in curve["results"].values():
             assert outcome["attacked"] >= outcome["flipped"]
     # At epsilon 0 an attack leaves the accuracy that stage 2 finds.
     in_process("evaluate.py", "one.pt", *ATTACK, "--output-dir", tmp_path)
     clean = json.loads((tmp_path / "figures/evaluate_one.json").read_text())["report"]
-    assert result["sweeps"]["one"]["PGD"]["outcomes"]["0"]["report"] == clean
+    assert result["curves"]["one"]["PGD"]["results"]["0"]["report"] == clean
     assert result["universal"]["no noise"]["test"]["report"] == clean
 
     def timeless(value):
@@ -278,7 +280,8 @@ def test_attacked_networks_stand_beside_each_other(in_process, tmp_path):
 def test_without_best_the_baseline_is_attacked(in_process, tmp_path, monkeypatch):
     (tmp_path / "models").mkdir()
     shutil.copy(ROOT / "models/baseline.pt", tmp_path / "models")
-    monkeypatch.setattr("common.options.ROOT", tmp_path)
+    for module in ("files", "options"):
+        monkeypatch.setattr(f"common.{module}.ROOT", tmp_path)
     done = in_process("adversarial.py", *ATTACK, "--c", 0.1, "--target", "cat",
                       "--pairs", "car:cat", "--norm", "l2")  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -292,10 +295,12 @@ def test_without_best_the_baseline_is_attacked(in_process, tmp_path, monkeypatch
 
 def test_a_network_that_is_never_right_is_named(in_process, monkeypatch):
     wrong = torch.tensor([0.0, 0.0, 0.0, 1.0])
-    monkeypatch.setattr("common.robustness.logits_of", lambda _, x: wrong.expand(len(x), 4))
+    monkeypatch.setattr(
+        "common.attacks.robustness.logits_of", lambda _, x: wrong.expand(len(x), 4)
+    )
     done = in_process("adversarial.py", ROOT / "models/baseline.pt", *ATTACK)
     assert done.returncode == 2
-    assert is_one_line(done.stderr, "baseline gets none of the 32 test images right")
+    assert is_one_line(done.stderr, "baseline classifies none of the 32 test images correctly")
 
 
 @pytest.mark.parametrize(
@@ -304,9 +309,9 @@ def test_a_network_that_is_never_right_is_named(in_process, monkeypatch):
         (["train.py", "orginal"], ["recipe 'orginal'", "try original"]),
         (["train.py", "--epochs", "0"], ["--epochs", "'0' is not a whole number"]),
         (["train.py", "--learning-rate", "nan"], ["--learning-rate", "number above 0"]),
-        (["train.py", "--momentum", "1"], ["--momentum", "'1' is not a share"]),
+        (["train.py", "--momentum", "1"], ["--momentum", "of at least 0 and below 1"]),
         (["train.py", "--width", "8"], ["--width 8", "resnet9"]),
-        (["train.py", "--validation", "1"], ["--validation", "share"]),
+        (["train.py", "--validation", "1"], ["--validation", "below 1"]),
         (["train.py", "--seed", "-1"], ["--seed", "whole number"]),
         (["train.py", "smote", "--data", "synthetic", "--train-counts", "50", "9", "4"],
          ["--resample smote", "cat: 4", "--neighbours 3"]),
@@ -314,15 +319,15 @@ def test_a_network_that_is_never_right_is_named(in_process, monkeypatch):
         (["inspect_data.py", "--data", "nowhere"], ["--data nowhere", "synthetic"]),
         (["inspect_data.py", "--colour"], ["--colour", "--help"]),
         (["evaluate.py", "--label-noise", "cat"], ["'cat' is not CLASS:SHARE", "cat:0.2"]),
-        (["evaluate.py", "--label-noise", "cat:2"], ["--label-noise", "share from 0"]),
+        (["evaluate.py", "--label-noise", "cat:2"], ["--label-noise", "below 1"]),
         (
             ["inspect_data.py", "--audit-labels", "--validation", "0.1"],
             ["--audit-labels", "leave out"],
         ),
         (["evaluate.py", "nothing.pt"], ["nothing.pt", "train.py makes one"]),
-        (["adversarial.py", "--epsilons", "-1"], ["--epsilons", "from 0 to 255"]),
-        (["adversarial.py", "--epsilon", "256"], ["--epsilon", "from 0 to 255"]),
-        (["adversarial.py", "--l2-epsilons", "1.5"], ["--l2-epsilons", "from 0 to 1"]),
+        (["adversarial.py", "--epsilons", "-1"], ["--epsilons", "at most 255"]),
+        (["adversarial.py", "--epsilon", "256"], ["--epsilon", "at most 255"]),
+        (["adversarial.py", "--l2-epsilons", "1.5"], ["--l2-epsilons", "at most 1"]),
         (["adversarial.py", "--pairs", "cat:cat", *ATTACK], ["cat:cat", "true class"]),
         (["adversarial.py", "--target", "dog", *ATTACK], ["--target dog", "car, truck, cat"]),
         (["adversarial.py", "nothing.pt"], ["nothing.pt", "train.py makes one"]),
@@ -359,10 +364,10 @@ def test_a_missing_device_is_named(in_process):
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_help_shows_a_default_for_every_option(in_process, name):
     done = in_process(name, "--help")
-    for option in ("--data", "--split-seed", "--seed", "--device", "--threads",
-                   "--output-dir", "--validation"):  # fmt: skip
-        text = done.stdout.split(f"  {option} ")[1].split("\n  --")[0]
-        assert "default:" in text, option
+    options = re.split(r"\n  (?=-)", done.stdout.split("\noptions:")[1])[2:]  # after -h
+    assert len(options) >= 15
+    for option in options:
+        assert re.search(r"\((default|original):|default:", " ".join(option.split())), option
 
 
 def test_help_loads_nothing_heavy():

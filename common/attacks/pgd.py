@@ -1,0 +1,91 @@
+"""Projected gradient descent, in the L-infinity or L2 norm, with or without momentum."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from common.attacks.gradients import check_arguments, fools, norms, objective_gradient
+
+
+def pgd(
+    network: nn.Module,
+    x: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    epsilon: float,
+    targets: torch.Tensor | None = None,
+    norm: str = "linf",
+    steps: int = 10,
+    step_size: float | None = None,
+    restarts: int = 1,
+    momentum: float = 0.0,
+    stop: bool = True,
+    generator: torch.Generator | None = None,
+) -> torch.Tensor:
+    """Return the images of projected gradient descent (Madry et al. 2018) within epsilon.
+
+    norm: "linf" or "l2", of the ball of radius epsilon around each image. restarts: number of
+    random starting points in the ball. step_size: by default 2.5 epsilon / steps, enough to
+    cross the ball. momentum: decay of the sum of gradients, each divided by its L1 norm, whose
+    direction a step takes (MI-FGSM, Dong et al. 2018); with 0 a step takes the direction of the
+    gradient. stop: an image that fools the network is left unchanged from then on. Every other
+    image, and without stop every image, is returned at its highest objective over all steps.
+    Without stop, and with a generator on the images' device, no step waits for the device.
+    """
+    check_arguments(labels, targets, epsilon)
+    if epsilon == 0:
+        return x
+    generator = generator or torch.Generator().manual_seed(0)
+    step_size = 2.5 * epsilon / steps if step_size is None else step_size
+    best, highest = x.clone(), torch.full((len(x),), -torch.inf, device=x.device)
+    active = torch.arange(len(x), device=x.device)  # positions of images still attacked
+    for _ in range(restarts):
+        noise = torch.zeros_like(x)
+        noise[active] = _random_start(x[active], epsilon, norm, generator)
+        velocity = torch.zeros_like(x)
+        for step in range(steps + 1):
+            images = (x[active] + noise[active]).clamp(0, 1)
+            y, t = labels[active], None if targets is None else targets[active]
+            logits, g, objective = objective_gradient(
+                network, images, y, t, need_gradient=step < steps
+            )
+            fooled = fools(logits, y, t) & stop
+            improved = fooled | (objective > highest[active])
+            best[active] = images.where(improved[:, None, None, None], best[active])
+            highest[active] = objective.where(improved, highest[active])
+            if stop:  # indexing by a mask waits for the device
+                active = active[~fooled]
+            if step == steps or len(active) == 0:
+                break
+            if stop:
+                images, g = images[~fooled], g[~fooled]
+            velocity[active] = momentum * velocity[active] + g / norms(g, 1)
+            direction = velocity[active]
+            direction = direction.sign() if norm == "linf" else direction / norms(direction, 2)
+            noise[active] = _project(images + step_size * direction - x[active], epsilon, norm)
+        if len(active) == 0:
+            break
+    return best
+
+
+def _random_start(
+    x: torch.Tensor, epsilon: float, norm: str, generator: torch.Generator
+) -> torch.Tensor:
+    """Return noise that is uniform in the ball of radius epsilon, of the shape of x.
+
+    The noise is drawn on the generator's device: a CPU generator gives every device the same.
+    """
+    options = {"generator": generator, "device": generator.device}
+    if norm == "linf":
+        return (epsilon * (2 * torch.rand(x.shape, **options) - 1)).to(x)
+    noise = torch.randn(x.shape, **options)
+    radius = torch.rand(len(x), 1, 1, 1, **options) ** (1 / x[0].numel())
+    return (epsilon * radius * noise / norms(noise, 2)).to(x)
+
+
+def _project(noise: torch.Tensor, epsilon: float, norm: str) -> torch.Tensor:
+    """Return the noise nearest to `noise` whose norm is at most epsilon."""
+    if norm == "linf":
+        return noise.clamp(-epsilon, epsilon)
+    return noise * (epsilon / norms(noise, 2)).clamp(max=1)

@@ -1,0 +1,290 @@
+"""The sources of images: CIFAR-10, image folders, the course's pickles, synthetic images."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import pickle
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+import numpy as np
+import PIL
+import torch
+from PIL import Image, UnidentifiedImageError
+from tqdm import tqdm
+
+from common.dataset import synthetic
+from common.dataset.download import download
+from common.errors import DownloadError, InputError
+
+PARTS = ("train", "test")
+SIZE = 32
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+ARCHIVE = "cifar-10-python.tar.gz"
+BATCHES = "cifar-10-batches-py"
+# Images of each class; CIFAR-10 has the same numbers.
+SYNTHETIC_COUNTS = {"train": 5000, "test": 1000}
+
+
+class Pool(NamedTuple):
+    """All images of a source, from which a split is drawn.
+
+    labels: part -> int64 (N,), the index of each image's class among the requested classes,
+    or -1 if its class was not requested.
+    read_images: (part, positions (n,)) -> uint8 (n, S, S, 3).
+    files: part -> the path of each image below the source; None if the images are not
+    separate files.
+    """
+
+    labels: dict[str, np.ndarray]
+    read_images: Callable[[str, np.ndarray], np.ndarray]
+    files: dict[str, list[str]] | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """A source that was found, but not read.
+
+    name: a description for reports. key: a string that changes when the images change, and
+    that is found without reading them. is_presplit: the train and test parts of the source
+    are a finished split, which is kept whole and in order.
+    """
+
+    name: str
+    key: str
+    read: Callable[[], Pool]
+    is_presplit: bool = False
+
+
+def find(data: str, classes: Sequence[str], cache: Path, may_download: bool = True) -> Source:
+    """Return the source that `--data` names; the contents of a path tell the kind of source.
+
+    Downloads and unpacked archives go to `cache`. Raises InputError for an unknown source.
+    Reading the source raises DownloadError if it needs a download that fails or that
+    `may_download` forbids.
+    """
+    if data == "cifar10":
+        return cifar10(cache, classes, cache / ARCHIVE, may_download)
+    if data == "synthetic":
+        return synthetic_source(classes)
+    path = Path(data).expanduser()
+    if path.is_file() and path.name.endswith(".tar.gz"):
+        return cifar10(cache, classes, path)
+    if (path / BATCHES).is_dir():
+        return cifar10(path, classes)
+    if path.name == BATCHES and path.is_dir():
+        return cifar10(path.parent, classes)
+    if (path / "train.pickle").is_file() and (path / "dev.pickle").is_file():
+        return course_pickles(path, classes)
+    if all((path / part).is_dir() for part in PARTS):
+        return image_folder(path, classes)
+    if path.is_dir():
+        contents = f"{BATCHES}, train/ and test/, train.pickle and dev.pickle"
+        raise InputError(f"--data {data}: the folder holds none of {contents}")
+    raise InputError(f"--data {data}: no such folder or {ARCHIVE}; or use cifar10 or synthetic")
+
+
+def class_indices(names: Sequence[str], classes: Sequence[str], source: str) -> np.ndarray:
+    """Return the index of each name in `classes`, or -1; int64 (len(names),).
+
+    names: the class names of a source. Raises InputError if a class is not among them.
+    """
+    for name in classes:
+        if name not in names:
+            raise InputError(
+                f"--classes {name}: {source} has no such class; it has {', '.join(names)}"
+            )
+    return np.array([classes.index(n) if n in classes else -1 for n in names], dtype=np.int64)
+
+
+def torchvision_datasets() -> ModuleType:
+    """Return torchvision.datasets; raise InputError if torch and torchvision do not match."""
+    try:
+        import torchvision.datasets
+    except RuntimeError as error:
+        if "torchvision::nms" not in str(error):
+            raise
+        raise InputError(
+            f"torch {torch.__version__} and the installed torchvision are not a matching pair"
+            " (operator torchvision::nms does not exist): install both together with"
+            " pip install --force-reinstall torch torchvision"
+        ) from None
+    return torchvision.datasets
+
+
+def cifar10(
+    root: Path, classes: Sequence[str], archive: Path | None = None, may_download: bool = False
+) -> Source:
+    """Return CIFAR-10 in `root`/cifar-10-batches-py, unpacked from `archive` if necessary.
+
+    torchvision checks the MD5 of every file before it reads one, so the pickles are safe.
+    The environment variable CIFAR10_URL replaces the address of the download.
+    """
+
+    def read() -> Pool:
+        datasets = torchvision_datasets()
+        if archive is not None:
+            _unpack(datasets, root, archive, may_download)
+        try:
+            parts = {part: datasets.CIFAR10(root, train=part == "train") for part in PARTS}
+        except RuntimeError:
+            raise InputError(
+                f"{root / BATCHES}: files are missing or have the wrong MD5; get a fresh copy"
+            ) from None
+        indices = class_indices(parts["train"].classes, classes, "CIFAR-10")
+        labels = {part: indices[np.array(parts[part].targets)] for part in PARTS}
+        return Pool(labels, lambda part, positions: parts[part].data[positions])
+
+    return Source("CIFAR-10", "cifar10", read)
+
+
+def _unpack(datasets: ModuleType, root: Path, archive: Path, may_download: bool) -> None:
+    """Unpack CIFAR-10 into `root` unless it is there; download the archive if it is missing."""
+    cifar = datasets.CIFAR10
+    files = [*cifar.train_list, *cifar.test_list, (cifar.meta["filename"], cifar.meta["md5"])]
+    check_integrity = datasets.utils.check_integrity
+    if all(check_integrity(root / BATCHES / name, md5) for name, md5 in files):
+        return
+    if not archive.is_file():
+        if not may_download:
+            raise DownloadError("CIFAR-10 is not downloaded yet")
+        root.mkdir(parents=True, exist_ok=True)
+        download(os.environ.get("CIFAR10_URL") or cifar.url, archive, cifar.tgz_md5)
+    if not check_integrity(archive, cifar.tgz_md5):
+        raise InputError(f"{archive}: not CIFAR-10's archive (wrong MD5); get a fresh copy")
+    datasets.utils.extract_archive(archive, root)
+
+
+def image_folder(root: Path, classes: Sequence[str]) -> Source:
+    """Return the images `root`/{train,test}/CLASS/*.{png,jpg,jpeg}, sorted by file name.
+
+    The images are 32x32 pixels, in any colour mode.
+    """
+    entries: dict[str, list[os.DirEntry]] = {part: [] for part in PARTS}
+    labels: dict[str, list[int]] = {part: [] for part in PARTS}
+    for part in PARTS:
+        folders = sorted(entry.name for entry in os.scandir(root / part) if entry.is_dir())
+        class_indices(folders, classes, str(root / part))
+        for label, name in enumerate(classes):
+            images = [
+                entry
+                for entry in os.scandir(root / part / name)
+                if entry.name.lower().endswith(IMAGE_SUFFIXES)
+            ]
+            entries[part] += sorted(images, key=lambda entry: entry.name)
+            labels[part] += [label] * len(images)
+    # os.path.relpath would take 20 us per file.
+    prefix = f"{root}{os.sep}"
+    files = {
+        part: [entry.path.removeprefix(prefix) for entry in entries[part]] for part in PARTS
+    }
+    stamps = hashlib.sha256()
+    for part in PARTS:
+        for entry, name in zip(entries[part], files[part], strict=True):
+            stat = entry.stat()
+            stamps.update(f"{name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+
+    def read_images(part: str, positions: np.ndarray) -> np.ndarray:
+        bar = tqdm(positions, f"Reading {part} images", leave=False, disable=None)
+        return np.stack([read_image(Path(entries[part][i].path)) for i in bar])
+
+    pool = Pool(
+        {part: np.array(labels[part], dtype=np.int64) for part in PARTS}, read_images, files
+    )
+    name = root.resolve().name
+    return Source(f"image folder {name}", f"folder {name} {stamps.hexdigest()}", lambda: pool)
+
+
+def read_image(path: Path) -> np.ndarray:
+    """Return an image file as uint8 (32, 32, 3); raise InputError if it is no such image."""
+    try:
+        with Image.open(path) as image:
+            if image.size != (SIZE, SIZE):
+                width, height = image.size
+                raise InputError(f"{path}: {width}x{height} pixels; it must be {SIZE}x{SIZE}")
+            if image.mode.startswith("I"):  # 16-bit grey, which convert() would clip
+                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+            return np.asarray(image.convert("RGB"))
+    except UnidentifiedImageError:
+        raise InputError(f"{path}: not an image; repair or remove it") from None
+    except (OSError, SyntaxError) as error:  # PIL raises SyntaxError for a broken PNG
+        raise InputError(f"{path}: a damaged image ({error}); repair or remove it") from None
+
+
+def synthetic_source(classes: Sequence[str]) -> Source:
+    """Return the synthetic images; an image depends on its position alone, not on a seed."""
+    indices = class_indices(synthetic.CLASSES, classes, "synthetic")
+
+    def draw_images(part: str, positions: np.ndarray) -> np.ndarray:
+        count, part_number = SYNTHETIC_COUNTS[part], PARTS.index(part)
+        bar = tqdm(positions.tolist(), f"Drawing {part} images", leave=False, disable=None)
+        return np.stack([synthetic.draw(i // count, (part_number, i)) for i in bar])
+
+    # The images change with the code that draws them, so the key contains its hash.
+    code = hashlib.sha256(Path(synthetic.__file__).read_bytes()).hexdigest()
+    key = f"synthetic {code} {np.__version__} {PIL.__version__}"
+    labels = {part: np.repeat(indices, SYNTHETIC_COUNTS[part]) for part in PARTS}
+    pool = Pool(labels, draw_images)
+    return Source("synthetic (drawings, not photographs)", key, lambda: pool)
+
+
+class TensorUnpickler(pickle.Unpickler):
+    """An unpickler of tensors and plain values, which refuses every other object."""
+
+    def find_class(self, module: str, name: str) -> object:
+        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
+            return torch._utils._rebuild_tensor_v2
+        if (module, name) == ("collections", "OrderedDict"):
+            return dict
+        if (module, name) == ("torch.storage", "_load_from_bytes"):
+            # The function of torch would unpickle these bytes without any restriction.
+            return lambda data: torch.load(io.BytesIO(data), weights_only=True)
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is not allowed")
+
+
+def course_pickles(root: Path, classes: Sequence[str]) -> Source:
+    """Return the course's train.pickle and dev.pickle (the test part), a finished split.
+
+    Each file is a list of (float tensor (3, 32, 32) in [-1, 1], int label).
+    """
+    paths = {"train": root / "train.pickle", "test": root / "dev.pickle"}
+    stats = [path.stat() for path in paths.values()]
+    key = " ".join(f"{stat.st_size} {stat.st_mtime_ns}" for stat in stats)
+
+    def read() -> Pool:
+        images, labels = {}, {}
+        for part, path in paths.items():
+            images[part], labels[part] = read_course_pickle(path, len(classes))
+        return Pool(labels, lambda part, positions: images[part][positions])
+
+    name = f"course pickles {root.resolve().name}"
+    return Source(name, f"course {key}", read, is_presplit=True)
+
+
+def read_course_pickle(path: Path, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the images, uint8 (N, 32, 32, 3), and labels, int64 (N,), of a course pickle.
+
+    Raises InputError if the file holds anything but tensors and labels 0 to classes - 1.
+    """
+    try:
+        with path.open("rb") as file:
+            items = TensorUnpickler(file).load()
+        images = torch.stack([image for image, _ in items]).float()
+        labels = torch.tensor([int(label) for _, label in items])
+    except Exception as error:  # a damaged pickle can raise any exception
+        message = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{path}: not a list of (image tensor, label): {message}") from None
+    if images.shape[1:] != (3, SIZE, SIZE) or not (images.abs() <= 1).all():
+        raise InputError(f"{path}: images must be 3x{SIZE}x{SIZE} with values in [-1, 1]")
+    if labels.min() < 0 or labels.max() >= classes:
+        raise InputError(
+            f"{path}: labels go from {labels.min()} to {labels.max()}, but --classes names"
+            f" {classes} classes; name one class for each label"
+        )
+    pixels = ((images + 1) * 127.5).round().to(torch.uint8)
+    return pixels.permute(0, 2, 3, 1).numpy(), labels.numpy()

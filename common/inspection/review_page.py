@@ -1,0 +1,69 @@
+"""The review page: the figures of stage 1, and a form to decide about the suspect labels."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image
+
+from common.dataset.label_fixes import COLUMNS, Suspect, as_rows
+from common.files import write_text
+from common.inspection.label_audit import CAUTION
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def write(
+    path: Path,
+    *,
+    title: str,
+    facts: Sequence[tuple[str, str]],
+    figures: Sequence[tuple[str, Path]],
+    suspects: Sequence[Suspect],
+    images: Tensor,
+    classes: Sequence[str],
+    fingerprint: str,
+    csv_name: str,
+) -> Path:
+    """Write the page to `path` as one self-contained HTML file, and return `path`.
+
+    facts: (label, value) pairs. figures: (caption, PNG file) pairs. images: uint8
+    (N, 3, S, S), the train images, which the index of a suspect refers to. csv_name: the name
+    of the file that the page saves; the file has COLUMNS, and a row with the decision for each
+    suspect.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = environment.get_template("review_page.html").render(
+        title=title,
+        facts=facts,
+        figures=[(caption, _data_uri(png.read_bytes())) for caption, png in figures],
+        caution=CAUTION,
+        columns=COLUMNS,
+        rows=as_rows(suspects, fingerprint),
+        pictures=[_picture(images[s.index]) for s in suspects],
+        classes=classes,
+        csv_name=csv_name,
+    )
+    return write_text(path, page)
+
+
+def _picture(image: Tensor) -> str:
+    file = BytesIO()
+    Image.fromarray(image.permute(1, 2, 0).numpy()).save(file, "PNG")
+    return _data_uri(file.getvalue())
+
+
+def _data_uri(png: bytes) -> str:
+    return "data:image/png;base64," + b64encode(png).decode()

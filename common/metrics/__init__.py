@@ -1,0 +1,1 @@
+"""THE METRICS: predictions to a report and its intervals; recipes compared over seeds."""

@@ -1,0 +1,28 @@
+"""From images to logits."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+def to_pixel_space(images: torch.Tensor) -> torch.Tensor:
+    """Return uint8 images as float32 in [0, 1], and float images unchanged."""
+    return images.float().div_(255) if images.dtype == torch.uint8 else images
+
+
+@torch.no_grad()
+def predict(network: nn.Module, images: torch.Tensor, batch_size: int = 500) -> torch.Tensor:
+    """Return the logits (N, classes), on the CPU, of images in evaluation mode.
+
+    images: uint8, or float32 in [0, 1], (N, 3, S, S), on any device. The network's mode is
+    restored afterwards.
+    """
+    device = next(network.parameters()).device
+    was_training = network.training
+    network.eval()
+    logits = [
+        network(to_pixel_space(batch.to(device))).cpu() for batch in images.split(batch_size)
+    ]
+    network.train(was_training)
+    return torch.cat(logits)

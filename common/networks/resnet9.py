@@ -1,0 +1,60 @@
+"""ResNet9, a small residual network."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from common.networks.heads import Head
+
+FEATURE_SCALE = 0.125  # Page's factor: without it the logits of a new network lie too far apart
+
+
+def conv_block(inputs: int, outputs: int) -> nn.Sequential:
+    """Return a 3x3 convolution with batch normalisation and ReLU."""
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(inplace=True),
+    )
+
+
+class Residual(nn.Sequential):
+    """x + f(x), where f is the modules in sequence."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + super().forward(x)
+
+
+class ResNet9(nn.Module):
+    """Nine layers with two residual blocks (Page 2018, "How to train your ResNet").
+
+    width: channels of the first layer; the last has eight times as many. Width 16 has 0.4
+    million weights, width 64 the original's 6.6 million. head: further arguments of `Head`.
+
+    x: float32 images (N, 3, 32, 32) in [0, 1]. Returns logits (N, classes).
+    """
+
+    def __init__(self, classes: int, width: int = 16, **head: Any) -> None:
+        super().__init__()
+        w1, w2, w4, w8 = width, 2 * width, 4 * width, 8 * width
+        self.layers = nn.Sequential(
+            conv_block(3, w1),
+            conv_block(w1, w2),
+            nn.MaxPool2d(2),  # (N, w2, 16, 16)
+            Residual(conv_block(w2, w2), conv_block(w2, w2)),
+            conv_block(w2, w4),
+            nn.MaxPool2d(2),  # (N, w4, 8, 8)
+            conv_block(w4, w8),
+            nn.MaxPool2d(2),  # (N, w8, 4, 4)
+            Residual(conv_block(w8, w8), conv_block(w8, w8)),
+            nn.MaxPool2d(4),  # (N, w8, 1, 1); adaptive pooling is not deterministic on CUDA
+            nn.Flatten(),
+        )
+        self.head = Head(w8, classes, bias=False, **head)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = 2 * x - 1  # from [0, 1] to [-1, 1]
+        return self.head(FEATURE_SCALE * self.layers(x))

@@ -1,0 +1,199 @@
+"""The figures of adversarial.py: which images, attacks and titles they show."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from common.attacks.fgsm import fgsm_per_epsilon
+from common.attacks.gradients import logits_of
+from common.attacks.noise_robustness import ROUNDS
+from common.attacks.optimised_noise import minimise, optimise
+from common.attacks.robustness import AttackCurve, correctly_classified, noise_norms
+from common.dataset.split import LabelledImages
+from common.reporting.attack_figures import (
+    accuracy_curves,
+    noise_picture,
+    noise_tradeoff,
+    picture_grid,
+)
+
+Cell = tuple[torch.Tensor, str]  # a picture (3, S, S) and its title
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The network that the figures are of, and its test images as `to_attack` returns them."""
+
+    name: str
+    network: nn.Module
+    test: LabelledImages
+    classes: Sequence[str]
+    source: str
+
+    def predictions(self, x: torch.Tensor) -> list[str]:
+        """Return the predicted class of each image with its probability: "cat 98%"."""
+        probabilities, labels = logits_of(self.network, x).softmax(1).max(1)
+        return [
+            f"{self.classes[k]} {p:.0%}" for k, p in zip(labels, probabilities, strict=True)
+        ]
+
+    def correct_positions(self, k: int, n: int) -> list[int]:
+        """Return the positions of the first n images of class k that the network gets right."""
+        right = correctly_classified(self.network, *self.test)
+        return (right & (self.test.labels == k)).nonzero().flatten().tolist()[:n]
+
+
+def fgsm_rows(subject: Subject, epsilons: Sequence[float]) -> dict[str, list[Cell]]:
+    """Return an image of each class, and what FGSM makes of it at up to three epsilons."""
+    shown = sorted(e for e in epsilons if e > 0)[::-2][:3][::-1]
+    rows = {}
+    for k, name in enumerate(subject.classes):
+        at = subject.correct_positions(k, 1)
+        if not at:
+            continue
+        x, labels = subject.test.images[at], subject.test.labels[at]
+        row = [(x[0], f"original\n{subject.predictions(x)[0]}")]
+        adversarial = fgsm_per_epsilon(
+            subject.network, x, labels, epsilons=[e / 255 for e in shown]
+        )
+        for e, images in zip(shown, adversarial, strict=True):
+            factor = 128 / e
+            noise = noise_picture((images - x)[0], factor)
+            row.append((noise, f"noise x {factor:g}\nepsilon {e:g}/255"))
+            row.append((images[0], f"adversarial\n{subject.predictions(images)[0]}"))
+        rows[name] = row
+    return rows
+
+
+def noise_rows(
+    subject: Subject,
+    pairs: Sequence[tuple[int, int]],
+    *,
+    c: float | None,
+    norm: str,
+    steps: int,
+) -> dict[str, list[Cell]]:
+    """Return two images of each pair's true class, with noise optimised for its target."""
+    rows = {}
+    for k, target in pairs:
+        at = subject.correct_positions(k, 2)
+        if not at:
+            continue
+        x, labels = subject.test.images[at], subject.test.labels[at]
+        given = (subject.network, x, labels)
+        shared = {"targets": torch.full_like(labels, target), "norm": norm}
+        if c is None:
+            noisy = minimise(*given, steps=steps, rounds=ROUNDS, **shared)
+        else:
+            noisy = optimise(*given, c=c, steps=2 * steps, **shared)
+        sizes = noise_norms(noisy - x)["L1"]
+        before, after = subject.predictions(x), subject.predictions(noisy)
+        row = []
+        for i in range(len(x)):
+            noise = noise_picture((noisy - x)[i], 1, grey=True)
+            row += [(x[i], f"original\n{before[i]}"), (noise, f"noise\nL1 {sizes[i]:.1f}")]
+            row.append((noisy[i], f"adversarial\n{after[i]}"))
+        rows[f"{subject.classes[k]} to {subject.classes[target]}"] = row
+    return rows
+
+
+def universal_rows(
+    subject: Subject, learned: dict[str, torch.Tensor | None], epsilon: float
+) -> dict[str, list[Cell]]:
+    """Return each noise, and the first two test images of each class with it."""
+    images, labels = subject.test
+    at = torch.cat([(labels == k).nonzero().flatten()[:2] for k in range(len(subject.classes))])
+    x, true = images[at], [subject.classes[k] for k in labels[at]]
+    rows = {}
+    for name, noise in learned.items():
+        factor = 0.5 if name == "unbounded" else 128 / max(epsilon, 1)
+        if noise is None:
+            noise, factor = torch.zeros_like(x[:1]), 1.0
+        noisy = (x + noise).clamp(0, 1)
+        titles = [
+            f"{label} called\n{prediction}"
+            for label, prediction in zip(true, subject.predictions(noisy), strict=True)
+        ]
+        noise_cell = (noise_picture(noise[0], factor), f"the noise\nx {factor:g}")
+        rows[name] = [noise_cell, *zip(noisy, titles, strict=True)]
+    return rows
+
+
+def save_figures(
+    prefix: str,
+    subject: Subject,
+    curves: dict[str, dict[str, AttackCurve]],
+    noises: dict[str, dict[str, Any]],
+    learned: dict[str, torch.Tensor | None],
+    *,
+    pairs: Sequence[tuple[int, int]],
+    c: float | None,
+    norm: str,
+    steps: int,
+    epsilon: float,
+    epsilons: Sequence[float],
+) -> list[Path]:
+    """Save all figures of adversarial.py as PREFIX_*.png, and return their paths.
+
+    curves: of each network, by attack. noises, learned: from `measure_optimised_noise` and
+    `measure_universal_noise`. pairs to steps: of the optimised noise. epsilon (of the universal
+    noise), epsilons: in 1/255.
+    """
+    name, classes = subject.name, subject.classes
+    caption = f"{subject.source}; n = {len(subject.test.labels):,} test images"
+    paths = {
+        kind: Path(f"{prefix}_{kind}.png")
+        for kind in ("epsilon", "networks", "tradeoff", "fgsm", "noise", "universal")
+    }
+    of_subject = {
+        attack: curve
+        for attack, curve in curves[name].items()
+        if curve.unit == "1/255" and not curve.targeted
+    }
+    saved = [
+        accuracy_curves(paths["epsilon"], of_subject, epsilons, f"{name} under attack", caption)
+    ]
+    if len(curves) > 1:
+        under_pgd = {network: of_network["PGD"] for network, of_network in curves.items()}
+        title = "Networks under PGD"
+        saved.append(accuracy_curves(paths["networks"], under_pgd, epsilons, title, caption))
+    if c is None:
+        row = noises["zeros start"]
+        tradeoff = {r["c"]: r for key, r in noises.items() if key.startswith("C = ")}
+        about = (
+            f"{subject.source}; n = {row['images']:,} test images; medians: of the images"
+            " predicted as their target"
+        )
+        title = f"{name}: what C does to the optimised noise"
+        least = row["medians"][norm.upper()]
+        saved.append(
+            noise_tradeoff(paths["tradeoff"], tradeoff, least, norm.upper(), title, about)
+        )
+    wanted_rows = {
+        "fgsm": list(classes),
+        "noise": [f"{classes[k]} to {classes[target]}" for k, target in pairs],
+    }
+    for kind, rows, title, about in (
+        ("fgsm", fgsm_rows(subject, epsilons), "FGSM",
+         "the first image of each class that the network gets right"),
+        ("noise", noise_rows(subject, pairs, c=c, norm=norm, steps=steps),
+         "noise optimised to fool",
+         "the first images that the network gets right; noise in grey: mean of its colours"),
+        ("universal", universal_rows(subject, learned, epsilon),
+         f"one noise for all images, epsilon {epsilon:g}/255",
+         "the first images of each class; row names: what the noise was learned for"),
+    ):  # fmt: skip
+        missing = [row for row in wanted_rows.get(kind, ()) if row not in rows]
+        if missing:
+            about += f"; none to show of: {', '.join(missing)}"
+        if rows:
+            saved.append(
+                picture_grid(paths[kind], rows, f"{name}: {title}", f"{caption}\n{about}")
+            )
+    return saved

@@ -1,0 +1,104 @@
+"""What the attacks did to a network, as text for an 80-column screen."""
+
+from __future__ import annotations
+
+from textwrap import fill
+from typing import Any
+
+from common.attacks.robustness import AttackCurve
+from common.reporting.evaluation_tables import SUMMARIES, reports_compared, side_by_side
+from common.reporting.tables import text_table, with_interval
+
+
+def curve_text(curve: AttackCurve) -> str:
+    """Return what an attack did: for each epsilon scores and noise, and the recalls."""
+    attacked = next(iter(curve.results.values())).attacked
+    about = f"{curve.name} ({curve.description}) on the {attacked} images that are right:"
+    flipped = "on target" if curve.targeted else "flipped"
+    headers = [curve.unit, "accuracy", "balanced acc.", flipped, "L1", "L2", "Linf"]
+    rows = []
+    for epsilon, result in curve.results.items():
+        r, norms = result.report, result.norms
+        scores = [with_interval(getattr(r, m), r.intervals[m]) for m in list(SUMMARIES)[:2]]
+        noise = [f"{norms['L1']:.1f}", f"{norms['L2']:.2f}", f"{norms['Linf']:.3f}"]
+        rows.append([epsilon, *scores, f"{result.flipped / result.attacked:.1%}", *noise])
+    classes = next(iter(curve.results.values())).report.classes
+    recalls = {
+        f"recall of {name}": [
+            with_interval(result.report.recall[k], result.report.intervals["recall"][k])
+            for result in curve.results.values()
+        ]
+        for k, name in enumerate(classes)
+    }
+    return "\n".join(
+        [
+            fill(about, 80),
+            text_table(headers, rows),
+            "",
+            side_by_side(list(curve.results), recalls),
+            f"({curve.seconds:.1f} s; L1, L2, Linf: mean norms of the noise)",
+        ]
+    )
+
+
+def curves_compared(curves: dict[str, AttackCurve]) -> str:
+    """Return accuracy and balanced accuracy of several networks under the same attack."""
+    epsilons = list(next(iter(curves.values())).results)
+    tables = []
+    for metric in list(SUMMARIES)[:2]:
+        rows = [
+            [name, *(f"{getattr(r.report, metric):.3f}" for r in curve.results.values())]
+            for name, curve in curves.items()
+        ]
+        table = text_table(["", *epsilons], rows)
+        tables.append(f"{SUMMARIES[metric]}, by epsilon (1/255)\n{table}")
+    return "\n\n".join(tables)
+
+
+def optimised_noise_text(rows: dict[str, dict[str, Any]]) -> str:
+    """Return one row for each measurement of `measure_optimised_noise`."""
+    headers = ["", "fooled", "share", "L1", "L2", "Linf", "steps", "s"]
+    cells = []
+    for name, row in rows.items():
+        share = with_interval(row["fooled"] / row["images"], row["interval"])
+        medians = ["-" if v is None else f"{v:.3f}" for v in row["medians"].values()]
+        numbers = [str(row["evaluations"]), f"{row['seconds']:.1f}"]
+        cells.append([name, str(row["fooled"]), share, *medians, *numbers])
+    legend = "(fooled: predicted as the target; L1, L2, Linf: medians of their noise)"
+    return f"{text_table(headers, cells)}\n{legend}"
+
+
+def universal_noise_text(rows: dict[str, dict[str, Any]]) -> str:
+    """Return the reports on each part with each noise, and the predictions that it changes."""
+    lines = []
+    for part in ("train", "test"):
+        reports = {name: row[part]["report"] for name, row in rows.items()}
+        n = sum(next(iter(reports.values())).support)
+        rates = ", ".join(
+            f"{name} {row[part]['fooling_rate']:.1%}" for name, row in list(rows.items())[1:]
+        )
+        lines += [f"On {n} {part} images:", reports_compared(reports)]
+        lines += [f"predictions changed: {rates}", ""]
+    return "\n".join(lines[:-1])
+
+
+def attack_record(
+    curves: dict[str, dict[str, AttackCurve]],
+    noises: dict[str, dict[str, Any]],
+    universals: dict[str, dict[str, Any]],
+) -> dict[str, Any]:
+    """Return every number of the tables, for a result file."""
+    return {
+        "curves": {
+            network: {attack: curve.as_dict() for attack, curve in of_network.items()}
+            for network, of_network in curves.items()
+        },
+        "noise": noises,
+        "universal": {
+            name: {
+                part: values | {"report": values["report"].as_dict()}
+                for part, values in measured.items()
+            }
+            for name, measured in universals.items()
+        },
+    }

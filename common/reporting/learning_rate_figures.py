@@ -1,0 +1,165 @@
+"""The figures of lr_sweep.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from common.reporting.figures import colour, new_figure, save
+from common.training import losses
+from common.training.learning_rates import RangeTest
+from common.training.recipe import Recipe
+
+TOP = 3.0  # the upper end of the loss axis, in units of the loss before training
+
+
+def sweep_figures(
+    prefix: Path,
+    name: str,
+    recipe: Recipe,
+    result_by_rate: dict[float, dict[str, Any]],
+    verdicts: dict[float, str],
+    start: float,
+    caption: str,
+) -> list[Path]:
+    """Save the figures of a sweep as PREFIX_*.png, and return their paths.
+
+    start: the loss before training.
+    """
+    title = f"Learning rates of {name}, {recipe.epochs} epochs"
+    about = (f"mean {losses.title(recipe)} (nats)", title, caption)
+    paths = {kind: Path(f"{prefix}_{kind}.png") for kind in ("loss", "each", "validation")}
+    return [
+        all_losses(paths["loss"], result_by_rate, start, *about),
+        each_loss(paths["each"], result_by_rate, verdicts, start, *about),
+        validation(paths["validation"], result_by_rate, title, caption),
+    ]
+
+
+def all_losses(
+    path: Path, result_by_rate: dict[float, dict[str, Any]], start: float, ylabel: str,
+    title: str, caption: str,
+) -> Path:  # fmt: skip
+    """Draw the training loss per epoch at each learning rate, from the loss before training."""
+    figure = new_figure(8, 5, title, caption)
+    axes = figure.subplots()
+    shades = colormaps["viridis"](np.linspace(0, 0.9, len(result_by_rate)))
+    has_arrow = False
+    for (rate, result), shade in zip(result_by_rate.items(), shades, strict=True):
+        curve = [start, *result["history"]["loss"]]
+        label = f"{rate:g}, diverged (x)" if result["diverged"] else f"{rate:g}"
+        has_arrow |= _curve(axes, 0, curve, bool(result["diverged"]), start, shade, label)
+    axes.set_yscale("log")
+    axes.set_ylim(top=TOP * start)
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("{x:g}")
+    axes.tick_params(axis="y", which="minor", labelsize=7)
+    axes.set_xlabel("epoch (0: before training)")
+    axes.set_ylabel(f"training: {ylabel}, logarithmic")
+    title = "learning rate\n(arrow: off the scale)" if has_arrow else "learning rate"
+    axes.legend(title=title, loc="upper left", bbox_to_anchor=(1, 1))
+    return save(figure, path)
+
+
+def _curve(
+    axes: Axes, first: int, curve: list[float], diverged: bool, start: float, shade: Any,
+    label: str | None,
+) -> bool:  # fmt: skip
+    """Draw losses from epoch `first` on, with an arrow where they leave the axes.
+
+    A diverged curve ends with an x. Returns whether there is an arrow.
+    """
+    top = TOP * start
+    epochs, values = np.arange(first, first + len(curve)), np.array(curve)
+    axes.plot(epochs, values.clip(max=top), color=shade, marker="o", markersize=3, label=label)
+    high = values >= top
+    axes.plot(epochs[high], values[high].clip(max=top * 0.97), "^", color=shade, markersize=8)
+    if diverged and curve:
+        axes.plot(epochs[-1], min(values[-1], top * 0.9), "x", color=shade, markersize=12)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return bool(high.any())
+
+
+def each_loss(
+    path: Path,
+    result_by_rate: dict[float, dict[str, Any]],
+    verdicts: dict[float, str],
+    start: float,
+    ylabel: str,
+    title: str,
+    caption: str,
+) -> Path:
+    """Draw one panel for each learning rate, each with a linear axis of its own from 0."""
+    columns = min(4, len(result_by_rate))
+    longest = max(1, *(len(result["history"]["loss"]) for result in result_by_rate.values()))
+    rows = -(-len(result_by_rate) // columns)
+    figure = new_figure(2.6 * columns, 0.8 + 2.1 * rows, title, caption)
+    grid = list(figure.subplots(rows, columns, squeeze=False).flat)
+    has_arrow = False
+    for axes, (rate, result) in zip(grid, result_by_rate.items(), strict=False):
+        curve = result["history"]["loss"]
+        has_arrow |= _curve(axes, 1, curve, bool(result["diverged"]), start, colour(0), None)
+        axes.axhline(start, color="0.6", linestyle=":", linewidth=1)
+        axes.set_xlim(0, longest + 1)  # so that a marker in the first epoch is not clipped
+        axes.set_ylim(0, min(TOP * start, 1.1 * max([start, *curve])))
+        axes.set_title(f"{rate:g}: {verdicts[rate]}", fontsize=8)
+        axes.tick_params(labelsize=7)
+    for axes in grid[len(result_by_rate) :]:
+        axes.set_axis_off()
+    marks = "dotted: before training" + (", arrow: off the scale" if has_arrow else "")
+    figure.supylabel(f"training: {ylabel} by epoch;\n{marks}", fontsize=8)
+    return save(figure, path)
+
+
+def validation(
+    path: Path, result_by_rate: dict[float, dict[str, Any]], title: str, caption: str
+) -> Path:
+    """Draw final validation loss and G-mean by learning rate; diverged rates are marked."""
+    figure = new_figure(8, 4, title, caption)
+    finished = {rate: r for rate, r in result_by_rate.items() if not r["diverged"]}
+    for axes, name, values in zip(
+        figure.subplots(1, 2),
+        ("last validation cross-entropy (nats)", "validation G-mean"),
+        (
+            [r["history"]["validation_loss"][-1] for r in finished.values()],
+            [r["validation"]["g_mean"] for r in finished.values()],
+        ),
+        strict=True,
+    ):
+        axes.plot(list(finished), values, color=colour(0), marker="o")
+        for k, rate in enumerate(rate for rate in result_by_rate if rate not in finished):
+            axes.axvline(rate, color=colour(5), linestyle="--", label=None if k else "diverged")
+        if len(finished) < len(result_by_rate):
+            axes.legend()
+        axes.set_xscale("log")
+        axes.set_ylim(0, 1 if "G-mean" in name else None)
+        axes.set_xlabel("learning rate, logarithmic")
+        axes.set_ylabel(name)
+        axes.grid(alpha=0.3)
+    return save(figure, path)
+
+
+def range_test_figure(
+    path: Path, test: RangeTest, title: str, recipe: Recipe, caption: str
+) -> Path:
+    """Draw the loss by the growing learning rate, with the suggested rate and the edge."""
+    figure = new_figure(8, 4.5, title, caption)
+    axes = figure.subplots()
+    axes.plot(test.rates, test.losses, ".", color="0.75", markersize=3, label="loss of a step")
+    axes.plot(test.rates, test.smoothed, color=colour(0), linewidth=2, label="smoothed")
+    marks = [(test.suggestion, colour(2), f"steepest descent: {test.suggestion:.2g}")]
+    if test.edge:
+        marks.append((test.edge, colour(5), f"edge of divergence: {test.edge:.2g}"))
+    for rate, shade, label in marks:
+        axes.axvline(rate, color=shade, linestyle="--", label=label)
+    axes.set_xscale("log")
+    axes.set_ylim(0, 1.5 * max(test.smoothed))
+    axes.set_xlabel("learning rate, logarithmic, growing from step to step")
+    axes.set_ylabel(f"training: {losses.title(recipe)} (nats)")
+    axes.legend()
+    return save(figure, path)

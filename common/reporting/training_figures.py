@@ -1,0 +1,126 @@
+"""The figures of evaluate.py and train.py: confusion matrix, loss, recipes compared."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.ticker import MaxNLocator
+
+from common.dataset.split import Split
+from common.metrics.comparison import Summary
+from common.metrics.report import Report
+from common.reporting.data_figures import class_counts
+from common.reporting.figures import colour, matrix, new_figure, save
+from common.reporting.training_tables import TRAINED_ON_TEST
+from common.training import losses
+from common.training.runs import Run
+
+
+def confusion(path: Path, report: Report, title: str, source: str) -> Path:
+    """Draw the confusion matrix: counts, coloured by the share of the true class."""
+    n = len(report.classes)
+    figure = new_figure(
+        2.4 + 1.2 * n,
+        1.9 + 1.0 * n,
+        title,
+        f"{source}; n = {sum(report.support):,} test images\n"
+        f"accuracy {report.accuracy:.1%}, balanced accuracy"
+        f" {report.balanced_accuracy:.1%}, G-mean {report.g_mean:.3f}",
+    )
+    counts = np.array(report.confusion)
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    cells = [[f"{count:,}" for count in row] for row in counts]
+    axes = matrix(figure, shares, cells, report.classes, "share of the true class")
+    axes.set_xlabel("predicted class")
+    axes.set_ylabel("true class")
+    return save(figure, path)
+
+
+def loss(
+    path: Path,
+    training: Sequence[float],
+    validation: Sequence[float],
+    loss_title: str,
+    title: str,
+    caption: str,
+) -> Path:
+    """Draw the mean loss per epoch on the examples, and on validation images if there are any.
+
+    loss_title: the name of the training loss; the validation loss is plain cross-entropy.
+    """
+    figure = new_figure(7, 4, title, caption)
+    axes = figure.subplots()
+    for label, values in (
+        (f"training: {loss_title}", training),
+        ("validation: cross-entropy", validation),
+    ):
+        if len(values):
+            axes.plot(range(1, len(values) + 1), values, marker="o", markersize=4, label=label)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("mean loss per example (nats)")
+    axes.set_ylim(bottom=0)
+    axes.legend()
+    return save(figure, path)
+
+
+def run_figures(
+    folder: Path, run: Run, result: dict[str, Any], report: Report, split: Split
+) -> list[Path]:
+    """Save the loss, the drawn classes and the confusion matrix of a run; return the paths."""
+    path = f"{folder / 'train'}_{run.file}"
+    n = f"n = {sum(result['examples']):,} examples"
+    drawn = {"examples": result["examples"], "drawn in one epoch": result["drawn"]}
+    title = f"Confusion matrix of {run.name}"
+    if result["trained_on_test"]:
+        title += f" {TRAINED_ON_TEST}"
+    return [
+        loss(
+            Path(f"{path}_loss.png"),
+            result["history"]["loss"],
+            result["history"]["validation_loss"],
+            losses.title(run.recipe),
+            f"Loss of {run.name}",
+            f"{split.source}; {n}; seed {run.seed}",
+        ),
+        class_counts(Path(f"{path}_counts.png"), drawn, split.classes, split.source),
+        confusion(Path(f"{path}_confusion.png"), report, title, split.source),
+    ]
+
+
+def recipes_compared(
+    path: Path,
+    compared: dict[str, dict[str, Summary]],
+    metric: str,
+    seeds: int,
+    split: Split,
+) -> Path:
+    """Draw one dot and 95% interval for each recipe, the best at the top."""
+    ranked = sorted(compared, key=lambda name: compared[name][metric].mean)
+    subject = f"the mean of {seeds} seeds" if seeds > 1 else "the test images, one seed"
+    train, test = (len(part.labels) for part in (split.train, split.test))
+    figure = new_figure(
+        8,
+        1.6 + 0.3 * len(ranked),
+        f"{metric} of each recipe, 95% interval of {subject}",
+        f"{split.source}; n = {train:,} train, {test:,} test images",
+    )
+    axes = figure.subplots()
+    for row, name in enumerate(ranked):
+        s = compared[name][metric]
+        low, high = s.interval
+        axes.plot([low, high], [row, row], color=colour(0), linewidth=2, alpha=0.5)
+        axes.plot(s.mean, row, "o", color=colour(0))
+        axes.annotate(
+            f"{s.mean:.3f}", (s.mean, row), (0, 5), textcoords="offset points",
+            ha="center", fontsize=7,
+        )  # fmt: skip
+    axes.set_yticks(range(len(ranked)), ranked)
+    axes.set_xlim(-0.05, 1.02)
+    axes.set_ylim(-0.6, len(ranked) - 0.3)
+    axes.set_xlabel(metric)
+    axes.grid(axis="x", alpha=0.3)
+    return save(figure, path)

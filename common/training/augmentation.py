@@ -1,0 +1,78 @@
+"""Random augmentation of a batch of images, on the device of the batch."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from common.training.recipe import Recipe
+
+MAX_SHIFT = 4  # pixels
+CUTOUT_SIZE = 8  # pixels per side
+GREY = 0.5  # 0 after the normalisation of the networks
+JITTER = 0.3  # largest relative change of brightness, contrast and saturation
+
+
+def augment(x: torch.Tensor, recipe: Recipe, generator: torch.Generator) -> torch.Tensor:
+    """Apply the transformations of `recipe.augment` to images x (N, 3, S, S) in [0, 1].
+
+    Each image is transformed independently, in the order flip, crop, cutout, colour. All
+    random numbers come from `generator`, which is on the device of x. No operation waits for
+    the device, and the channels_last memory format is preserved.
+    """
+    n, size = len(x), x.shape[-1]
+    on_device = {"generator": generator, "device": x.device}
+    if "flip" in recipe.augment:
+        x = flip(x, torch.rand(n, **on_device) < 0.5)
+    if "crop" in recipe.augment:
+        x = shift(x, torch.randint(-MAX_SHIFT, MAX_SHIFT + 1, (n, 2), **on_device))
+    if "cutout" in recipe.augment:
+        x = cutout(x, torch.randint(0, size, (n, 2), **on_device))
+    if "colour" in recipe.augment:
+        x = jitter(x, random_factors(x, generator))
+    return x
+
+
+def flip(x: torch.Tensor, which: torch.Tensor) -> torch.Tensor:
+    """Mirror the images of x (N, 3, S, S) horizontally where `which` (N,) is true."""
+    return torch.where(which[:, None, None, None], x.flip(-1), x)
+
+
+def shift(x: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+    """Shift each image of x (N, 3, S, S): pixel (i, j) becomes the old (i + dy, j + dx).
+
+    offsets: dy and dx of each image, (N, 2), integers from -MAX_SHIFT to MAX_SHIFT. Pixels
+    from outside the image are reflected.
+    """
+    size = x.shape[-1]
+    padded = F.pad(x, (MAX_SHIFT,) * 4, mode="reflect")
+    windows = padded.unfold(2, size, 1).unfold(3, size, 1)  # a view (N, 3, 9, 9, S, S)
+    top, left = (offsets + MAX_SHIFT).unbind(1)
+    return windows[torch.arange(len(x), device=x.device), :, top, left]
+
+
+def cutout(x: torch.Tensor, centres: torch.Tensor) -> torch.Tensor:
+    """Fill a square of each image of x with grey (DeVries and Taylor 2017).
+
+    centres: row and column of the centre of each square, (N, 2). The side is CUTOUT_SIZE
+    pixels; the square is clipped at the border.
+    """
+    distance = torch.arange(x.shape[-1], device=x.device) - centres[:, :, None]  # (N, 2, S)
+    near = (distance >= -(CUTOUT_SIZE // 2)) & (distance < CUTOUT_SIZE // 2)
+    square = near[:, 0, :, None] & near[:, 1, None, :]  # (N, S, S)
+    return torch.where(square[:, None], GREY, x)  # masked_fill would not keep channels_last
+
+
+def jitter(x: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
+    """Multiply brightness, contrast and saturation by factors (N, 3), and clamp to [0, 1]."""
+    brightness, contrast, saturation = factors[:, :, None, None, None].unbind(1)
+    grey = 0.299 * x[:, :1] + 0.587 * x[:, 1:2] + 0.114 * x[:, 2:]  # ITU-R BT.601 luma
+    x = torch.lerp(grey, x, saturation)
+    x = torch.lerp(grey.mean((1, 2, 3), keepdim=True), x, contrast)
+    return (x * brightness).clamp(0, 1)
+
+
+def random_factors(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Return factors (N, 3) for `jitter`, uniform from 1 - JITTER to 1 + JITTER."""
+    u = torch.rand(len(x), 3, generator=generator, device=x.device)
+    return 1 + JITTER * (2 * u - 1)

@@ -1,0 +1,190 @@
+"""What the learning rate does: the verdicts of a sweep, and the range test."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.ndimage import gaussian_filter1d
+from torch import nn
+from torch.optim.lr_scheduler import ExponentialLR
+from tqdm import tqdm
+
+from common.dataset.split import LabelledImages, Split
+from common.errors import DivergedError
+from common.networks.build import torch_seed
+from common.training.fit import flush_denormals, train_steps
+from common.training.optimization import make_optimizer
+from common.training.recipe import Recipe
+
+UNMOVED = 0.02  # a change of the loss, as a share of the loss before training
+SLOW = 1.5  # times the lowest final loss
+SMOOTHING = 1 / 30  # standard deviation of the range test's filter, as a share of its steps
+DIVERGED = 2.0  # times the lowest running mean of the loss
+
+
+def start_loss(
+    network: nn.Module,
+    examples: LabelledImages,
+    recipe: Recipe,
+    *,
+    seed: int,
+    device: torch.device,
+) -> float:
+    """Return the mean loss of one epoch at learning rate 0.
+
+    With the draws, dropout, mixing and augmentation of training, it is comparable with the
+    losses of the epochs. `network` stays as it is.
+    """
+    steps = -(-len(examples.labels) // recipe.batch_size)
+    still = replace(recipe, learning_rate=0.0)
+    with torch_seed(seed, device), flush_denormals():
+        losses = _train_copy(network, examples, still, 1.0, seed=seed, device=device)
+        return torch.stack(list(itertools.islice(losses, steps))).mean().item()
+
+
+def verdict(start: float, history: dict[str, Any], lowest: float) -> str:
+    """Return in words what a learning rate did, from its training loss per epoch.
+
+    start: the loss before training. history: as `History` has it. lowest: the lowest final
+    loss of all rates of the sweep. The first rule that holds:
+
+    - diverges at step N: the loss of that step is not finite.
+    - too small, hardly moved: the loss of every epoch is within 2% of start.
+    - unstable: the loss of an epoch is more than 2% above start, or the rises from epoch to
+      epoch add up to more than half of the falls.
+    - slow: the final loss is more than 1.5 times the lowest.
+    - converges: none of these.
+    """
+    if history["diverged_at"]:
+        return f"diverges at step {history['diverged_at']:,}"
+    curve = np.array(history["loss"])
+    if (abs(curve - start) <= UNMOVED * start).all():
+        return "too small, hardly moved"
+    changes = np.diff(curve)
+    rises, falls = changes.clip(min=0).sum(), -changes.clip(max=0).sum()
+    if curve.max() > (1 + UNMOVED) * start or rises > falls / 2:
+        return "unstable"
+    return "slow" if curve[-1] > SLOW * lowest else "converges"
+
+
+def best_rate(result_by_rate: dict[float, dict[str, Any]]) -> float | None:
+    """Return the rate with the best validation G-mean, and of equals the lowest loss."""
+    scores = {
+        rate: (result["validation"]["g_mean"], -result["history"]["validation_loss"][-1])
+        for rate, result in result_by_rate.items()
+        if not result["diverged"]
+    }
+    return max(scores, key=scores.get, default=None)
+
+
+def saved_best_rate(path: Path, split: Split, recipe: Recipe) -> float | None:
+    """Return the best rate of the sweep saved at `path`.
+
+    None unless the sweep was of this recipe on these images, with any rates and epochs.
+    """
+    try:
+        saved = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    any_of = {"learning_rate": recipe.learning_rate, "epochs": recipe.epochs}
+    same = recipe.equals_saved(saved.get("recipe", {}) | any_of)
+    same_data = saved.get("data") == json.loads(json.dumps(split.record()))
+    return saved.get("best_rate") if same and same_data else None
+
+
+@dataclass(frozen=True)
+class RangeTest:
+    """Learning rate, loss and smoothed loss of each step of a range test.
+
+    suggestion: the rate at which the smoothed loss falls fastest. edge: the rate at which it
+    diverged, None if it never did.
+    """
+
+    rates: list[float]
+    losses: list[float]
+    smoothed: list[float]
+    suggestion: float
+    edge: float | None
+
+
+def range_test(
+    network: nn.Module,
+    examples: LabelledImages,
+    recipe: Recipe,
+    *,
+    lowest: float,
+    highest: float,
+    seed: int,
+    device: torch.device,
+) -> RangeTest:
+    """Run the learning-rate range test (Smith 2017): one epoch at exponentially growing rates.
+
+    The recipe's schedule is not used, and `network` stays as it is. The test ends when the
+    loss is not finite, or its running mean is twice the lowest one. Raises DivergedError if
+    fewer than three steps remain to judge by.
+    """
+    steps = -(-len(examples.labels) // recipe.batch_size)
+    growth = (highest / lowest) ** (1 / max(steps - 1, 1))
+    rates = [lowest * growth**step for step in range(steps)]
+    recipe = replace(recipe, learning_rate=lowest)
+    training = _train_copy(network, examples, recipe, growth, seed=seed, device=device)
+    bar = tqdm(total=steps, desc="Range test", unit="step", disable=None)
+    losses: list[float] = []
+    sigma = max(1.0, SMOOTHING * steps)
+    running = best = edge = None
+    with torch_seed(seed, device), flush_denormals(), bar:
+        for step, step_loss in zip(range(steps), training, strict=False):
+            loss = step_loss.item()
+            bar.update()
+            if not math.isfinite(loss):
+                edge = rates[step]
+                break
+            losses.append(loss)
+            running = loss if running is None else running + (loss - running) / (2 * sigma)
+            if step < 2 * sigma:  # too few steps for a mean
+                continue
+            best = running if best is None else min(best, running)
+            if running > DIVERGED * best:
+                edge = rates[step]
+                break
+    if len(losses) < 3:
+        raise DivergedError(
+            f"the loss is not finite at step {len(losses) + 1} of the range test;"
+            f" take a lower range than {lowest:g} to {highest:g}"
+        )
+    smoothed = gaussian_filter1d(losses, sigma, mode="nearest")
+    slope = gaussian_filter1d(losses, sigma, order=1, mode="nearest")
+    return RangeTest(
+        rates=rates[: len(losses)],
+        losses=losses,
+        smoothed=smoothed.tolist(),
+        suggestion=rates[int(np.argmin(slope))],
+        edge=edge,
+    )
+
+
+def _train_copy(
+    network: nn.Module,
+    examples: LabelledImages,
+    recipe: Recipe,
+    growth: float,
+    *,
+    seed: int,
+    device: torch.device,
+) -> Iterator[torch.Tensor]:
+    """Yield the losses of training a copy of the network, its rate times `growth` each step."""
+    trained = copy.deepcopy(network).to(device, memory_format=torch.channels_last)
+    optimizer = make_optimizer(recipe, trained)
+    scheduler = ExponentialLR(optimizer, growth)
+    return train_steps(
+        trained, examples, recipe, optimizer, scheduler, seed=seed, device=device
+    )

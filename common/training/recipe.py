@@ -1,0 +1,199 @@
+"""A recipe: how a network is trained, as data. Every field is a command-line option."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from common.errors import InputError
+from common.networks import ARCHITECTURES
+
+
+def option(default: Any, help_text: str, *choices: str, **limits: Any) -> Any:
+    """Return a Recipe field with what the command line needs to know of it.
+
+    limits: `least`, `above`, `most` or `below` for a number, as `options.number` takes them.
+    """
+    return field(default=default, metadata={"help": help_text, "choices": choices, **limits})
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One way to train. The defaults are the reports' own.
+
+    Raises InputError for values that contradict each other.
+    """
+
+    # The network
+    network: str = option("simple-cnn", "network of common/networks/", *ARCHITECTURES)
+    width: int | None = option(None, "channels of resnet9's first layer; None is 16", least=1)
+    classifier: str = option(
+        "linear", "last layer; cosine: normalised, with scale 30", "linear", "cosine"
+    )
+    flip_average: bool = option(
+        False, "in evaluation, average the logits of an image and its mirror image"
+    )
+
+    # The optimiser
+    epochs: int = option(10, "passes over the examples", least=1)
+    batch_size: int = option(4, "examples per step", least=1)
+    optimizer: str = option("sgd", "optimiser of torch.optim", "sgd", "adamw")
+    learning_rate: float = option(0.001, "learning rate; with a schedule the highest", above=0)
+    momentum: float = option(0.9, "momentum of sgd", least=0, below=1)
+    nesterov: bool = option(False, "Nesterov momentum in sgd")
+    weight_decay: float = option(0.0, "L2 penalty in sgd, decoupled in adamw", least=0)
+    schedule: str = option(
+        "constant", "schedule of the learning rate", "constant", "step", "cosine", "one-cycle"
+    )
+    step_epochs: int = option(10, "epochs between two steps of schedule step", least=1)
+    step_factor: float = option(0.1, "factor of the rate at each of these steps", above=0)
+    warm_up: float = option(0.3, "share of one-cycle with a rising rate", least=0, most=1)
+    ema: float = option(
+        0.0, "decay of an exponential moving average of the weights; 0: none", least=0, below=1
+    )
+    patience: int = option(
+        0, "stop after N epochs without a better validation G-mean; 0: never", least=0
+    )
+    precision: str = option(
+        "float32", "of forward passes; auto: bfloat16 where the device is faster with it",
+        "auto", "float32", "bfloat16",
+    )  # fmt: skip
+
+    # The examples of an epoch
+    copies: int = option(0, "transformed copies of each image, made before training", least=0)
+    resample: str = option(
+        "none", "resample the training set with imbalanced-learn",
+        "none", "smote", "borderline-smote", "adasyn", "random-over", "random-under",
+    )  # fmt: skip
+    neighbours: int = option(
+        5, "nearest neighbours in smote, borderline-smote and adasyn", least=1
+    )
+    train_on_test: bool = option(
+        False, "train on the test images too; no held-out test is left"
+    )
+    sampler: str = option(
+        "shuffle", "how an epoch draws its examples",
+        "shuffle", "balanced", "square-root", "progressive", "rotation", "weighted",
+    )  # fmt: skip
+    sampler_weights: tuple[float, ...] | None = option(
+        None, "class weights of sampler weighted, in label order", above=0, nargs="+"
+    )
+    augment: tuple[str, ...] = option(
+        (), "change each image at each step", "flip", "crop", "cutout", "colour", nargs="*"
+    )
+    mix: str = option("none", "mix pairs of images and labels", "none", "mixup", "cutmix")
+    mix_share: float = option(0.5, "share of the steps that mix", least=0, most=1)
+    mix_alpha: float = option(1.0, "both parameters of the beta distribution", above=0)
+    adversarial: float = option(
+        0.0, "train on PGD images within N/255 of each image; 0: do not", least=0, most=255
+    )
+    adversarial_steps: int = option(3, "PGD steps in adversarial training", least=1)
+
+    # The loss
+    loss: str = option(
+        "cross-entropy", "loss function",
+        "cross-entropy", "focal", "ldam", "balanced-softmax", "logit-adjusted",
+    )  # fmt: skip
+    focal_gamma: float = option(2.0, "focusing parameter of focal", least=0)
+    margin: float = option(0.5, "largest margin of ldam", above=0)
+    tau: float = option(1.0, "strength of logit-adjusted and of post-hoc", least=0)
+    label_smoothing: float = option(
+        0.0, "share of each label that is spread over all classes", least=0, below=1
+    )
+    class_weights: str = option(
+        "none", "class weights of the loss", "none", "inverse", "effective-number"
+    )
+    beta: float = option(0.9999, "beta of effective-number", least=0, below=1)
+    reweight_from: float = option(
+        0.0, "share of the epochs before class weights apply (deferred re-weighting)",
+        least=0, below=1,
+    )  # fmt: skip
+
+    # After training
+    post_hoc: str = option(
+        "none", "change the trained classifier",
+        "none", "logit-adjustment", "tau-normalisation", "crt",
+    )  # fmt: skip
+    crt_epochs: int = option(
+        5, "epochs of crt, which retrains the classifier on balanced draws", least=1
+    )
+
+    def __post_init__(self) -> None:
+        with_width = [name for name, a in ARCHITECTURES.items() if "width" in a.options]
+        contradictions = {
+            f"--width {self.width}: only --network {' or '.join(with_width)} has a width": (
+                self.width is not None and self.network not in with_width
+            ),
+            "--loss ldam: its margins need normalised logits; add --classifier cosine": (
+                self.loss == "ldam" and self.classifier != "cosine"
+            ),
+            "--nesterov: only --optimizer sgd has it": (
+                self.optimizer == "adamw" and self.nesterov
+            ),
+            "--nesterov: it needs a --momentum above 0": self.nesterov and not self.momentum,
+            "--label-smoothing: --loss focal can't use it; leave it out": (
+                self.loss == "focal" and self.label_smoothing > 0
+            ),
+            "--sampler weighted and --sampler-weights go together; give both or neither": (
+                (self.sampler == "weighted") != (self.sampler_weights is not None)
+            ),
+            f"--adversarial: mixed images have two labels; leave --mix {self.mix} out": (
+                self.adversarial > 0 and self.mix != "none"
+            ),
+        }
+        for message, contradicted in contradictions.items():
+            if contradicted:
+                raise InputError(message)
+
+    def network_arguments(self, classes: int) -> dict[str, Any]:
+        """Return the arguments that `networks.build` builds the network with."""
+        arguments = {
+            "classes": classes,
+            "classifier": self.classifier,
+            "flip_average": self.flip_average,
+        }
+        return arguments if self.width is None else arguments | {"width": self.width}
+
+    def changes(self, base: Recipe | None = None) -> dict[str, Any]:
+        """Return the fields, in their order, whose values differ from those of `base`.
+
+        base: by default, the recipe of the default values.
+        """
+        values, base_values = asdict(self), asdict(base or Recipe())
+        return {name: v for name, v in values.items() if v != base_values[name]}
+
+    def equals_saved(self, saved: Any) -> bool:
+        """Return whether `saved`, a recipe read from a JSON file, is this recipe.
+
+        A field that `saved` lacks has its default: it was added after the file was written.
+        """
+        if not isinstance(saved, dict):
+            return False
+        tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()}
+        return asdict(Recipe()) | tuples == asdict(self)
+
+
+def command_line(recipe: Recipe) -> str:
+    """Return the options that turn the default recipe into `recipe`.
+
+    >>> command_line(Recipe(epochs=20, resample="smote", nesterov=True))
+    '--epochs 20 --nesterov --resample smote'
+    """
+    words = []
+    for name, value in recipe.changes().items():
+        words.append(f"--{option_name(name)}")
+        if value is not True:
+            words += map(str, value if isinstance(value, tuple) else [value])
+    return " ".join(words)
+
+
+def option_name(field_name: str) -> str:
+    """Return the command line's spelling of a field's name.
+
+    >>> option_name("learning_rate")
+    'learning-rate'
+    """
+    return field_name.replace("_", "-")
+
+
+FIELDS = {each.name: each for each in fields(Recipe)}

@@ -1,0 +1,422 @@
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import shutil
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from conftest import random_part
+from PIL import Image
+
+from common.dataset.label_fixes import COLUMNS, Suspect
+from common.inspection import review_page
+from common.inspection.label_audit import CAUTION
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "microsoft-edge")
+SIZES = {"desktop": (1200, 900), "phone": (360, 740)}
+CLASSES = ("car", "truck", "cat")
+IMAGES = random_part((10, 0, 0)).images
+HOSTILE = (
+    """a, "b" 'é猫' </script><script>console.error(1)</script><b>&lt;&amp; {{ 7 * 7 }}.png"""
+)
+SUSPECTS = (
+    Suspect(7, HOSTILE, "car", "truck", 0.98765, ""),
+    Suspect(2, "", "truck", "cat", 0.9, ""),
+    Suspect(5, "two\nlines.png", "cat", "car", 0.95, "yes"),
+    Suspect(1, "a-folder/" + 30 * "wide" + ".png", "car", "cat", 0.94, "drop"),
+    Suspect(3, "", "car", "cat", 0.93, "no"),
+    Suspect(4, "with, comma.png", "cat", "truck", 0.89, ""),
+)
+ROWS = [  # of the CSV file
+    [str(s.index), s.file, s.given, s.suggested, confidence, s.accept, "abc-def"]
+    for s, confidence in zip(
+        SUSPECTS, ("0.9877", "0.9000", "0.9500", "0.9400", "0.9300", "0.8900"), strict=True
+    )
+]
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Write a page with two figures; the arguments replace those of `review_page.write`."""
+    figures = []
+    for name, size in (("wide", (900, 400)), ("high", (700, 800))):
+        figures.append((f"A {name} figure", tmp_path / f"{name}.png"))
+        Image.new("RGB", size, "white").save(figures[-1][1])
+    defaults = {
+        "title": "What is in the data",
+        "facts": [("Images", "photographs"), ("Fingerprint", "abc-def")],
+        "figures": figures,
+        "suspects": SUSPECTS,
+        "images": IMAGES,
+        "classes": CLASSES,
+        "fingerprint": "abc-def",
+        "csv_name": "label_suspects.csv",
+    }
+
+    def write(**options):
+        path = tmp_path / "figures" / "page.html"
+        assert review_page.write(path, **defaults | options) == path
+        return path
+
+    return write
+
+
+class Parsed(HTMLParser):
+    """The page's tags as (name, attributes), its text, and its style sheet."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.tags, self.text, self.style = [], "", ""
+        self.feed(page.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        if self.cdata_elem is None:
+            self.text += data
+        elif self.cdata_elem == "style":
+            self.style += data
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def test_page_needs_no_other_file(write):
+    page = Parsed(write())
+    for tag, attributes in page.tags:
+        for name in {"src", "srcset", "href", "action", "data", "poster"} & attributes.keys():
+            assert attributes[name].startswith("data:"), tag
+    assert not page.all("link")
+    assert page.all("html") == [{"lang": "en"}]
+    assert page.all("meta")[0] == {"charset": "utf-8"}  # without it a browser guesses
+    assert page.style
+    assert "url(" not in page.style
+    assert "@import" not in page.style
+
+
+def test_figures_and_suspects_are_embedded(write, tmp_path):
+    images = Parsed(write()).all("img")
+    assert [image["alt"] for image in images[:2]] == ["A wide figure", "A high figure"]
+    assert all(image["src"].startswith("data:image/png;base64,") for image in images)
+    wide, high, *suspects = (base64.b64decode(image["src"].split(",")[1]) for image in images)
+    assert wide == (tmp_path / "wide.png").read_bytes()
+    assert high == (tmp_path / "high.png").read_bytes()
+    for png, suspect in zip(suspects, SUSPECTS, strict=True):
+        with Image.open(io.BytesIO(png)) as image:
+            assert np.array_equal(image, IMAGES[suspect.index].permute(1, 2, 0).numpy())
+
+
+@pytest.mark.parametrize("where", ["title", "label", "value", "caption", "file", "class"])
+def test_hostile_text_stays_text(write, tmp_path, where):
+    def with_text(text):
+        suspect = Suspect(1, "plain.png", "car", "truck", 0.9, "")
+        options = {
+            "title": {"title": text},
+            "label": {"facts": [(text, "a value")]},
+            "value": {"facts": [("a label", text)]},
+            "caption": {"figures": [(text, tmp_path / "wide.png")]},
+            "file": {"suspects": [suspect._replace(file=text)]},
+            "class": {"suspects": [suspect._replace(given=text)], "classes": (text, "cat")},
+        }
+        return Parsed(write(**{"suspects": [suspect]} | options[where]))
+
+    hostile, harmless = with_text(HOSTILE), with_text("harmless")
+    assert [tag for tag, _ in hostile.tags] == [tag for tag, _ in harmless.tags]
+    assert [list(names) for _, names in hostile.tags] == [list(n) for _, n in harmless.tags]
+    assert HOSTILE in hostile.text
+
+
+def test_text_explains_the_suspects_and_the_next_step(write):
+    page = Parsed(write())
+    assert page.text.count(CAUTION) == 1
+    assert "python train.py --label-fixes data/label_suspects.csv" in page.text
+    assert page.text.count("photographs") == page.text.count("abc-def") == 1
+    assert "No suspects" not in page.text
+    page = Parsed(write(suspects=[]))
+    assert "No suspects yet" in page.text
+    assert "run python inspect_data.py --audit-labels" in page.text
+    assert "Download" not in page.text
+
+
+def test_a_failure_keeps_the_earlier_page(write):
+    path = write()
+    before = path.read_bytes()
+    with pytest.raises(UnicodeEncodeError):
+        write(title="\ud800")
+    assert path.read_bytes() == before
+    assert list(path.parent.iterdir()) == [path]
+
+
+# The page in a browser
+
+
+@pytest.fixture(scope="module")
+def tab():
+    """A tab of a browser without a network, and the list of the browser's complaints."""
+    needed = "needs a browser to drive: apt install chromium, and pip install playwright"
+    playwright = pytest.importorskip("playwright.sync_api", reason=needed)
+    executable = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if executable is None:
+        pytest.skip(f"{needed} (none of {', '.join(BROWSERS)} is on the PATH)")
+    complaints = []
+
+    def report_request(request):
+        inline = request.url.startswith(("data:", "blob:"))
+        if not inline and not request.is_navigation_request():
+            complaints.append(request.url)
+
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=executable, args=["--no-sandbox"])
+        context = browser.new_context(offline=True)
+        context.set_default_timeout(10_000)
+        page = context.new_page()
+        page.on("console", lambda message: complaints.append(message.text))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("requestfailed", lambda request: complaints.append(request.url))
+        page.on("request", report_request)
+        page.on("dialog", lambda dialog: dialog.accept())  # leave a page with unsaved changes
+        yield page, complaints
+        browser.close()
+
+
+@pytest.fixture
+def opened(tab, write):
+    """Open a page that `write` writes; the test fails if the browser complains."""
+    page, complaints = tab
+    complaints.clear()
+
+    def opened(size="desktop", color_scheme="light", **options):
+        width, height = SIZES[size]
+        page.set_viewport_size({"width": width, "height": height})
+        page.emulate_media(color_scheme=color_scheme)
+        page.goto(write(**options).as_uri())
+        return page
+
+    yield opened
+    assert complaints == []
+
+
+def card(page, index):
+    return page.get_by_role("article", name=f"Image {index}", exact=True)
+
+
+def suggested(page, index):
+    return card(page, index).get_by_label("suggested")
+
+
+def accept(page, index):
+    return card(page, index).get_by_label("accept label")
+
+
+def drop(page, index):
+    return card(page, index).get_by_label("drop image")
+
+
+def status(page):
+    return page.get_by_role("status").inner_text()
+
+
+def download(page):
+    """Return the bytes of the CSV file."""
+    with page.expect_download() as file:
+        page.get_by_role("button", name="Download CSV").click()
+    assert file.value.suggested_filename == "label_suspects.csv"
+    return file.value.path().read_bytes()
+
+
+def rows(page):
+    """Return the rows of the CSV file, without the header."""
+    header, *rows = csv.reader(io.StringIO(download(page).decode(), newline=""))
+    assert header == list(COLUMNS)
+    return rows
+
+
+def saved(page, column="accept"):
+    return " ".join(row[COLUMNS.index(column)] or "-" for row in rows(page))
+
+
+def fits(page):
+    """Return whether the page is no wider than the window."""
+    return page.evaluate(
+        "(({scrollWidth, clientWidth}) => scrollWidth <= clientWidth)(document.documentElement)"
+    )
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_everything_is_visible_at_any_size(opened, size):
+    page = opened(size)
+    assert page.evaluate("innerWidth") == SIZES[size][0]
+    assert fits(page)
+    assert page.get_by_role("article").count() == len(SUSPECTS)
+    widths = page.evaluate("[...document.images].map((image) => image.naturalWidth)")
+    assert widths == [900, 700] + [32] * len(SUSPECTS)
+    image = card(page, 2).get_by_role("img")
+    assert image.bounding_box()["width"] >= 96
+    assert image.evaluate("i => getComputedStyle(i).imageRendering") == "pixelated"
+    small = """controls => controls.map((control) => control.getBoundingClientRect())
+        .filter(({width, height}) => Math.min(width, height) < 44).length"""
+    assert page.locator("button, select, [type=number], label").evaluate_all(small) == 0
+
+
+def test_a_phone_shows_one_column(opened):
+    page = opened("phone")
+    # A phone lays a page without this tag out 980 pixels wide; a narrow window does not.
+    viewport = page.locator("meta[name=viewport]").get_attribute("content")
+    assert "width=device-width" in viewport
+    boxes = """elements => elements.map((element) => element.getBoundingClientRect())
+        .map(({x, width}) => [x, width])"""
+    for kind, count in (("article", len(SUSPECTS)), ("figure", 2)):
+        assert page.locator(kind).evaluate_all(boxes) == [[16, 360 - 2 * 16]] * count
+
+
+@pytest.mark.parametrize(
+    ("size", "suspects"), [("desktop", SUSPECTS), ("phone", SUSPECTS), ("phone", ())]
+)
+def test_a_click_enlarges_a_figure_and_another_fits_it(opened, size, suspects):
+    page = opened(size, suspects=suspects)
+    button = page.get_by_role("button", name="A wide figure")
+    image = button.get_by_role("img")
+    fitted = image.bounding_box()["width"]
+    assert fitted < 900
+    button.click()
+    assert image.bounding_box()["width"] == 900
+    assert button.get_attribute("aria-expanded") == "true"
+    assert fits(page)
+    frame = page.locator("figure > div").first
+    assert frame.evaluate("div => getComputedStyle(div).overflowX") == "auto"
+    button.press("Enter")
+    assert image.bounding_box()["width"] == fitted
+    assert button.get_attribute("aria-expanded") == "false"
+    assert page.get_by_role("article").count() == len(suspects)
+
+
+def test_dark_colour_scheme_is_followed(opened):
+    brightness = """() => ["backgroundColor", "color"].map((name) =>
+        Number(getComputedStyle(document.body)[name].match(/\\d+/)[0]))"""
+    background, text = opened().evaluate(brightness)
+    assert background > 200 > 50 > text
+    background, text = opened(color_scheme="dark").evaluate(brightness)
+    assert background < 50 < 200 < text
+
+
+def test_a_card_shows_its_suspect(opened):
+    page = opened()
+    assert card(page, 7).locator(".file").text_content() == HOSTILE
+    shown = card(page, 2).inner_text().split("\n")
+    assert shown[:3] == ["Image 2", "given truck", "confidence 0.9000"]  # no file
+    assert suggested(page, 2).input_value() == "cat"
+    assert [accept(page, i).is_checked() for i in (2, 5, 1)] == [False, True, False]
+    assert [drop(page, i).is_checked() for i in (2, 5, 1)] == [False, False, True]
+
+
+def test_unchanged_page_saves_the_bytes_of_the_csv_module(opened):
+    expected = io.StringIO()
+    csv.writer(expected).writerows([COLUMNS, *ROWS])
+    assert download(opened()) == expected.getvalue().encode()
+
+
+def test_decisions_and_labels_are_saved(opened):
+    page = opened()
+    accept(page, 2).check()
+    suggested(page, 2).select_option("car")
+    drop(page, 4).check()
+    suggested(page, 3).select_option("truck")
+    assert saved(page) == "- yes yes drop no drop"
+    assert saved(page, "suggested") == "truck car car cat truck truck"
+
+
+@pytest.mark.parametrize(
+    ("clicks", "counts", "expected"),
+    [
+        ([], (1, 1), "- - yes drop no -"),
+        ([(drop, 5), (accept, 1)], (1, 1), "- - drop yes no -"),
+        # A withdrawn decision is "no" only if the file already held a decision.
+        ([(accept, 5), (drop, 1)], (0, 0), "- - no no no -"),
+        ([(accept, 2), (accept, 2), (accept, 3), (accept, 3)], (1, 1), "- - yes drop no -"),
+    ],
+)
+def test_checkboxes_decide(opened, clicks, counts, expected):
+    page = opened()
+    for checkbox, index in clicks:
+        checkbox(page, index).click()
+    assert status(page) == "{} accepted, {} dropped of 6".format(*counts)
+    assert saved(page) == expected
+    assert not any(accept(page, i).is_checked() and drop(page, i).is_checked() for i in (1, 5))
+
+
+def test_accept_all_accepts_undecided_suspects_of_this_confidence(opened):
+    page = opened()
+    accept(page, 5).uncheck()
+    button = page.get_by_role("button", name="Accept all")
+    button.click()
+    assert status(page) == "2 accepted, 1 dropped of 6"
+    assert saved(page) == "yes yes no drop no -"
+    least = page.get_by_label("Accept all undecided")
+    assert least.input_value() == "0.90"
+    least.fill("")
+    button.click()
+    assert saved(page) == "yes yes no drop no -"
+    least.fill("0.885")
+    least.press("Enter")
+    assert saved(page) == "yes yes no drop no yes"
+
+
+def test_hidden_suspects_are_saved_too(opened):
+    page = opened()
+    show = page.get_by_label("Show")
+    assert show.locator("option").all_inner_texts() == ["all given labels", *CLASSES]
+    accept(page, 7).check()
+    names = page.get_by_role("article").locator("h3")
+    for given, shown in (("cat", [5, 4]), ("car", [7, 1, 3]), ("truck", [2])):
+        show.select_option(given)
+        assert names.all_inner_texts() == [f"Image {index}" for index in shown]
+    assert saved(page) == "yes - yes drop no -"
+    page.get_by_label("Accept all undecided").fill("0")
+    page.get_by_role("button", name="Accept all").click()
+    assert saved(page) == "yes yes yes drop no yes"
+    show.select_option("")
+    assert names.count() == len(SUSPECTS)
+
+
+def test_keyboard_decides_and_enter_keeps_the_decisions(opened):
+    page = opened()
+    suggested(page, 7).focus()
+    for key in ("Tab", "Space", "Enter", *["Tab"] * 4, "Space"):
+        page.keyboard.press(key)
+    # Some browsers submit the form on Enter in a checkbox, which would reload the page.
+    submit = "form => form.dispatchEvent(new Event('submit', {cancelable: true}))"
+    assert not page.locator("#decisions").evaluate(submit)
+    assert saved(page) == "yes drop yes drop no -"
+
+
+def test_leaving_with_unsaved_decisions_warns(opened):
+    page = opened()
+    warnings = []
+    page.on("dialog", lambda dialog: warnings.append(dialog.type))
+    page.get_by_role("heading", name="Figures").click()  # a page without clicks never warns
+    page.reload()
+    accept(page, 2).check()
+    download(page)
+    page.reload()
+    accept(page, 2).check()
+    accept(page, 2).uncheck()
+    page.reload()
+    assert warnings == []
+    accept(page, 2).check()
+    page.reload()
+    assert warnings == ["beforeunload"]
+
+
+def test_reopened_page_starts_with_the_decisions_of_the_file(opened):
+    page = opened()
+    accept(page, 2).check()
+    suggested(page, 2).select_option("car")
+    page.get_by_label("Show").select_option("cat")
+    page.goto("about:blank")
+    page.go_back()
+    assert rows(page) == ROWS
+    assert page.get_by_label("Show").input_value() == ""
