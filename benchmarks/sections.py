@@ -31,7 +31,7 @@ from common.dataset.split import LabelledImages, Split
 from common.files import ROOT
 from common.networks.build import build
 from common.networks.checkpoint import load_checkpoint
-from common.training.fit import fit
+from common.training.fit import fit, precision
 from common.training.recipe import Recipe
 from common.training.recipes import ORIGINAL, REPORT_A, RESNET
 from common.training.resampling import make_examples
@@ -280,6 +280,9 @@ def _against_the_loop(s: Setting, recipe: Recipe, part: LabelledImages, title: s
         "loop, 0 workers": lambda: _loop(part, recipe),
         "loop, 2 workers": lambda: _loop(part, recipe, workers=2),
     }
+    faster = replace(recipe, precision="auto")
+    if recipe.network == "resnet9" and precision(faster, CPU) == "bfloat16":
+        sides["fit(), in bfloat16"] = lambda: _fit(part, faster)
     with _cores(1):
         _fit(_first(part, 8), recipe)  # the first step imports modules
         _loop(_first(part, 8), recipe)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from common.dataset import DEFAULT_CLASSES
-from common.errors import InputError
+from common.errors import DivergedError, DownloadError, InputError
 from common.files import ROOT
 from common.training.recipe import FIELDS, Recipe, option_name
 from common.training.recipes import select
@@ -297,11 +297,11 @@ def print_saved(*paths: Path) -> None:
 
 
 def run(main: Callable[[argparse.Namespace], None], parser: Parser) -> None:
-    """Parse the command line and call `main`; exit with code 2 and one line on InputError."""
+    """Parse the command line and call `main`; errors for the user are one line, exit code 2."""
     args = parser.parse_args()
     try:
         main(args)
-    except InputError as error:
+    except (InputError, DivergedError, DownloadError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

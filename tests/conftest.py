@@ -4,6 +4,7 @@ import os
 import runpy
 import subprocess
 import sys
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -91,6 +92,23 @@ def random_part(counts: tuple[int, ...], seed: int = 0) -> LabelledImages:
     shape = (len(labels), 3, 32, 32)
     images = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
     return LabelledImages(images, labels)
+
+
+def check_seed(draw: Callable[[int], torch.Tensor]) -> None:
+    """Check that draw(seed) depends on its seed, and not on the global random states.
+
+    The global states of PyTorch and NumPy must stay unchanged.
+    """
+    results = []
+    for seed, global_seed in ((0, 1), (0, 2), (1, 2)):
+        torch.manual_seed(global_seed)
+        np.random.seed(global_seed)
+        states = torch.get_rng_state(), torch.from_numpy(np.random.get_state()[1].copy())
+        results.append(draw(seed))
+        assert torch.equal(torch.get_rng_state(), states[0])
+        assert torch.equal(torch.from_numpy(np.random.get_state()[1]), states[1])
+    assert torch.equal(results[0], results[1])
+    assert not torch.equal(results[0], results[2])
 
 
 def is_one_line(text: str, *words: object) -> bool:

@@ -45,16 +45,32 @@ RESULTS = {
 }
 
 
+DRY_RUN = ("--dry-run", "--data", "synthetic", "--threads", 1)
+
+
+def read(path):
+    """Return the content of a result file."""
+    return json.loads(path.read_text())
+
+
+@pytest.fixture
+def two_checkpoints(tmp_path):
+    """Save one.pt and two.pt, course checkpoints with other weights, in the current folder."""
+    for name, seed in (("one", 1), ("two", 2)):
+        network = build("simple-cnn", {"classes": 3}, seed)
+        torch.save({"model_state_dict": network.state_dict()}, tmp_path / f"{name}.pt")
+
+
 def test_labels_are_audited_and_the_users_decisions_trained_on(in_process, tmp_path):
     out = tmp_path / "out"
-    usual = ["--dry-run", "--threads", 1, "--output-dir", out, "--data", "synthetic"]
+    usual = [*DRY_RUN, "--output-dir", out]
     shared = [*usual, "--label-noise", "cat:0.2", "truck:0.1"]
     audited = in_process("inspect_data.py", "--audit-labels", *shared)
     assert audited.returncode == 0, audited.stderr
     assert max(map(len, audited.stdout.splitlines())) <= 80
     assert "Wrong labels planted: 2 of truck, 4 of cat (seed 0)" in audited.stdout
     assert "Planted errors: 6" in audited.stdout
-    numbers = json.loads((out / "figures/inspect_data.json").read_text())
+    numbers = read(out / "figures/inspect_data.json")
     assert numbers["audit"]["planted"]["all"]["planted"] == 6
     assert np.sum(numbers["audit"]["joint"]) == pytest.approx(1)
     assert len((out / "data/label_ranking.csv").read_text().splitlines()) == 1 + 100
@@ -76,7 +92,7 @@ def test_labels_are_audited_and_the_users_decisions_trained_on(in_process, tmp_p
     trained = in_process("train.py", "original", *shared, "--label-fixes", file)
     assert trained.returncode == 0, trained.stderr
     assert "Label fixes: 1 relabelled, 1 dropped" in trained.stdout
-    result = json.loads((out / "models/original.json").read_text())
+    result = read(out / "models/original.json")
     assert sum(result["examples"]) == 99
     assert result["data"]["label_fixes"]["relabelled"] == 1
     checkpoint = load_checkpoint(out / "models/original.pt")
@@ -98,17 +114,15 @@ def test_dry_run(script, tmp_path, name):
         with Image.open(tmp_path / "out/figures" / figure) as image:
             assert min(image.size) > 300
             assert np.asarray(image).std() > 10  # something is drawn
-    result = json.loads((tmp_path / "out" / RESULTS[name]).read_text())
+    result = read(tmp_path / "out" / RESULTS[name])
     assert result["data"]["source"].startswith("synthetic")
     held_out = 10 if name == "lr_sweep.py" else 0
     assert sum(result["data"]["train_counts"]) == 100 - held_out
     assert {"command", "seed", "device", "processor", "versions", "seconds"} <= result.keys()
-    folder = (
-        "out/figures" if name == "lr_sweep.py" else "out"
-    )  # it names its models in one line
-    written = [path.name for path in (tmp_path / folder).rglob("*.*")]
-    said = re.sub(r"saved out/\w+/", "saved ", done.stdout)
-    assert all(f"saved {path}" in said for path in written)
+    # lr_sweep.py names its models in one line.
+    folder = tmp_path / "out" / ("figures" if name == "lr_sweep.py" else "")
+    printed = re.sub(r"saved out/\w+/", "saved ", done.stdout)
+    assert all(f"saved {path.name}" in printed for path in folder.rglob("*.*"))
 
 
 def test_training_prints_and_saves_what_it_trained(in_process, tmp_path):
@@ -119,7 +133,7 @@ def test_training_prints_and_saves_what_it_trained(in_process, tmp_path):
     assert "Total: 80 examples\nexamples: car 48, truck 16, cat 16\n" in done.stdout
     assert "(20 images)" in done.stdout
     checkpoint = load_checkpoint(tmp_path / "models/original-seed3.pt")
-    result = json.loads((tmp_path / "models/original-seed3.json").read_text())
+    result = read(tmp_path / "models/original-seed3.json")
     assert json.loads(json.dumps(checkpoint.recipe)) == result["recipe"]
     assert (checkpoint.recipe["batch_size"], checkpoint.seed) == (10, 3)
     assert checkpoint.data == result["data"]
@@ -129,22 +143,16 @@ def test_training_prints_and_saves_what_it_trained(in_process, tmp_path):
     assert f"Accuracy of the network on the 32 test images: {percent}" in done.stdout
 
     # Stage 2 finds the same in the checkpoint alone.
-    again = in_process(
-        "evaluate.py",
-        tmp_path / "models/original-seed3.pt",
-        "--dry-run",
-        "--output-dir",
-        tmp_path,
-    )
-    evaluated = json.loads((tmp_path / "figures/evaluate_original-seed3.json").read_text())
+    checkpoint = tmp_path / "models/original-seed3.pt"
+    again = in_process("evaluate.py", checkpoint, "--dry-run", "--output-dir", tmp_path)
+    evaluated = read(tmp_path / "figures/evaluate_original-seed3.json")
     assert evaluated["report"] == result["report"]
     assert evaluated["checkpoint"]["recipe"] == result["recipe"]
     assert "other images" not in again.stdout
 
 
 def test_one_seed_gives_one_file_in_any_process(script, in_process, tmp_path):
-    command = ("train.py", "original", "--dry-run", "--data", "synthetic")
-    command += ("--threads", 1, "--output-dir")
+    command = ("train.py", "original", *DRY_RUN, "--output-dir")
     script(*command, tmp_path / "a")
     for name, seed in (("b", 0), ("c", 1)):
         in_process(*command, tmp_path / name, "--seed", seed)
@@ -157,10 +165,8 @@ def test_one_seed_gives_one_file_in_any_process(script, in_process, tmp_path):
 
 
 def test_recipes_are_compared_in_one_table(in_process, tmp_path):
-    command = (
-        "train.py", "original", "final-all-data", "wild", "--dry-run", "--data", "synthetic",
-        "--seeds", 2, "--threads", 1, "--output-dir", tmp_path,
-    )  # fmt: skip
+    names = ("original", "final-all-data", "wild")
+    command = ("train.py", *names, *DRY_RUN, "--seeds", 2, "--output-dir", tmp_path)
     recipes.RECIPES["wild"] = Recipe(learning_rate=1e10)
     done = in_process(*command)
     again = in_process(*command)
@@ -171,9 +177,9 @@ def test_recipes_are_compared_in_one_table(in_process, tmp_path):
     assert "!: trained on the test images too" in table
     assert "of 2 seeds" in table
     assert max(map(len, table.splitlines())) <= 80
-    saved = json.loads((tmp_path / "figures/train_comparison.json").read_text())
+    saved = read(tmp_path / "figures/train_comparison.json")
     accuracies = [
-        json.loads((tmp_path / f"models/{name}.json").read_text())["report"]["accuracy"]
+        read(tmp_path / f"models/{name}.json")["report"]["accuracy"]
         for name in ("original", "original-seed1")
     ]
     mean = saved["compared"]["original"]["accuracy"]["mean"]
@@ -184,17 +190,14 @@ def test_recipes_are_compared_in_one_table(in_process, tmp_path):
 
 
 def test_early_stopping_holds_out_a_tenth_by_itself(in_process, tmp_path):
-    common = ("--dry-run", "--data", "synthetic", "--threads", 1, "--output-dir", tmp_path)
+    common = (*DRY_RUN, "--output-dir", tmp_path)
     for options, held_out in (([], []), (["--patience", 1], [6, 2, 2])):
         in_process("train.py", "original", *common, *options)
-        saved = json.loads((tmp_path / "models/original.json").read_text())
+        saved = read(tmp_path / "models/original.json")
         assert [n for n in saved["data"]["validation_counts"] if n] == held_out
 
 
-def test_several_checkpoints_give_one_table(in_process, tmp_path):
-    for name, seed in (("one", 1), ("two", 2)):
-        network = build("simple-cnn", {"classes": 3}, seed)
-        torch.save({"model_state_dict": network.state_dict()}, tmp_path / f"{name}.pt")
+def test_several_checkpoints_give_one_table(in_process, two_checkpoints, tmp_path):
     done = in_process("evaluate.py", "one.pt", "two.pt", "--dry-run", "--output-dir", tmp_path)
     assert done.returncode == 0, done.stderr
     table = done.stdout.split("== All on the 32 test images")[1]
@@ -202,16 +205,16 @@ def test_several_checkpoints_give_one_table(in_process, tmp_path):
     assert "recall of truck" in table
 
 
-def test_a_network_of_other_train_images_is_said_to_be_so(in_process, tmp_path):
-    common = ("--dry-run", "--data", "synthetic", "--output-dir", tmp_path)
+def test_a_network_of_other_train_images_is_named(in_process, tmp_path):
+    common = (*DRY_RUN, "--output-dir", tmp_path)
     in_process("train.py", "baseline", *common)
-    for options, said in (([], False), (["--test-counts", "9", "9", "9"], False),
+    for options, warned in (([], False), (["--test-counts", "9", "9", "9"], False),
                           (["--split-seed", "1"], True)):  # fmt: skip
         done = in_process("evaluate.py", tmp_path / "models/baseline.pt", *common, *options)
-        assert ("Trained on other images" in done.stdout) == said, options
+        assert ("Trained on other images" in done.stdout) == warned, options
 
 
-def test_a_network_that_saw_the_test_images_is_called_out(in_process, tmp_path):
+def test_a_network_that_saw_the_test_images_is_named(in_process, tmp_path):
     network = build("simple-cnn", {"classes": 3})
     save_checkpoint(
         tmp_path / "all.pt", network, "simple-cnn", {"classes": 3},
@@ -219,20 +222,17 @@ def test_a_network_that_saw_the_test_images_is_called_out(in_process, tmp_path):
     )  # fmt: skip
     done = in_process("evaluate.py", "all.pt", "--dry-run", "--output-dir", tmp_path)
     assert "TRAINED ON THE TEST IMAGES" in done.stdout
-    result = json.loads((tmp_path / "figures/evaluate_all.json").read_text())
+    result = read(tmp_path / "figures/evaluate_all.json")
     assert result["checkpoint"]["trained_on_test"] is True
 
 
-ATTACK = ("--dry-run", "--data", "synthetic", "--threads", 1)
-
-
 def numbers_of(text):
-    """All numbers that a text prints with three decimals."""
+    """Return all numbers that a text prints with three decimals."""
     return set(re.findall(r"(?<![\d.])\d+\.\d{3}(?!\d)", text))
 
 
 def saved_numbers(value):
-    """All numbers of a result file, as they would be printed."""
+    """Return all numbers of a result file, as they would be printed."""
     if isinstance(value, dict):
         value = list(value.values())
     if isinstance(value, list):
@@ -240,11 +240,8 @@ def saved_numbers(value):
     return {f"{value:.3f}"} if isinstance(value, int | float) else set()
 
 
-def test_attacked_networks_stand_beside_each_other(in_process, tmp_path):
-    for name, seed in (("one", 1), ("two", 2)):
-        network = build("simple-cnn", {"classes": 3}, seed)
-        torch.save({"model_state_dict": network.state_dict()}, tmp_path / f"{name}.pt")
-    command = ("adversarial.py", "one.pt", "two.pt", *ATTACK, "--output-dir")
+def test_attacked_networks_are_compared(in_process, two_checkpoints, tmp_path):
+    command = ("adversarial.py", "one.pt", "two.pt", *DRY_RUN, "--output-dir")
     done = in_process(*command, tmp_path / "a")
     again = in_process(*command, tmp_path / "b")
     assert done.returncode == 0, done.stderr
@@ -253,8 +250,7 @@ def test_attacked_networks_stand_beside_each_other(in_process, tmp_path):
     assert table.count("one ") == table.count("two ") == 2
     assert (tmp_path / "a/figures/adversarial_one_networks.png").exists()
     result, same = (
-        json.loads((tmp_path / name / "figures/adversarial_one.json").read_text())
-        for name in ("a", "b")
+        read(tmp_path / name / "figures/adversarial_one.json") for name in ("a", "b")
     )
     tables = done.stdout.split("==", 1)[1].rsplit(" s in all", 1)[0]
     assert len(numbers_of(tables)) > 10
@@ -263,8 +259,8 @@ def test_attacked_networks_stand_beside_each_other(in_process, tmp_path):
         for outcome in curve["results"].values():
             assert outcome["attacked"] >= outcome["flipped"]
     # At epsilon 0 an attack leaves the accuracy that stage 2 finds.
-    in_process("evaluate.py", "one.pt", *ATTACK, "--output-dir", tmp_path)
-    clean = json.loads((tmp_path / "figures/evaluate_one.json").read_text())["report"]
+    in_process("evaluate.py", "one.pt", *DRY_RUN, "--output-dir", tmp_path)
+    clean = read(tmp_path / "figures/evaluate_one.json")["report"]
     assert result["curves"]["one"]["PGD"]["results"]["0"]["report"] == clean
     assert result["universal"]["no noise"]["test"]["report"] == clean
 
@@ -282,14 +278,14 @@ def test_without_best_the_baseline_is_attacked(in_process, tmp_path, monkeypatch
     shutil.copy(ROOT / "models/baseline.pt", tmp_path / "models")
     for module in ("files", "options"):
         monkeypatch.setattr(f"common.{module}.ROOT", tmp_path)
-    done = in_process("adversarial.py", *ATTACK, "--c", 0.1, "--target", "cat",
+    done = in_process("adversarial.py", *DRY_RUN, "--c", 0.1, "--target", "cat",
                       "--pairs", "car:cat", "--norm", "l2")  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "no models/best.pt: attacking models/baseline.pt" in done.stdout
     figures = {path.name for path in (tmp_path / "dry-run/figures").iterdir()}
     assert "adversarial_baseline_noise.png" in figures
     assert "adversarial_baseline_tradeoff.png" not in figures
-    result = json.loads((tmp_path / "dry-run/figures/adversarial_baseline.json").read_text())
+    result = read(tmp_path / "dry-run/figures/adversarial_baseline.json")
     assert result["noise"]["zeros start"]["c"] == 0.1
 
 
@@ -298,7 +294,7 @@ def test_a_network_that_is_never_right_is_named(in_process, monkeypatch):
     monkeypatch.setattr(
         "common.attacks.robustness.logits_of", lambda _, x: wrong.expand(len(x), 4)
     )
-    done = in_process("adversarial.py", ROOT / "models/baseline.pt", *ATTACK)
+    done = in_process("adversarial.py", ROOT / "models/baseline.pt", *DRY_RUN)
     assert done.returncode == 2
     assert is_one_line(done.stderr, "baseline classifies none of the 32 test images correctly")
 
@@ -328,8 +324,8 @@ def test_a_network_that_is_never_right_is_named(in_process, monkeypatch):
         (["adversarial.py", "--epsilons", "-1"], ["--epsilons", "at most 255"]),
         (["adversarial.py", "--epsilon", "256"], ["--epsilon", "at most 255"]),
         (["adversarial.py", "--l2-epsilons", "1.5"], ["--l2-epsilons", "at most 1"]),
-        (["adversarial.py", "--pairs", "cat:cat", *ATTACK], ["cat:cat", "true class"]),
-        (["adversarial.py", "--target", "dog", *ATTACK], ["--target dog", "car, truck, cat"]),
+        (["adversarial.py", "--pairs", "cat:cat", *DRY_RUN], ["cat:cat", "true class"]),
+        (["adversarial.py", "--target", "dog", *DRY_RUN], ["--target dog", "car, truck, cat"]),
         (["adversarial.py", "nothing.pt"], ["nothing.pt", "train.py makes one"]),
         (["adversarial.py", ROOT / "models/baseline.pt", "--data", "synthetic",
           "--train-counts", "1", "1", "1", "--test-counts", "1", "1", "1", "--classes",
@@ -407,11 +403,11 @@ def test_an_interrupted_run_ends_in_one_line(tmp_path):
 
 
 def test_baseline_gives_its_published_numbers(real_split, script, tmp_path):
-    published = json.loads((ROOT / "models/baseline.json").read_text())
+    published = read(ROOT / "models/baseline.json")
     if published["data"]["fingerprint"] != real_split.fingerprint:
         pytest.skip("baseline.pt was made with the JPEG images, and CIFAR10_DIR holds others")
     done = script("evaluate.py", "--output-dir", tmp_path, CIFAR10_DIR=REAL_IMAGES)
     assert "Accuracy of the network on the 625 test images: 88.16 %" in done.stdout
-    result = json.loads((tmp_path / "figures/evaluate_baseline.json").read_text())
+    result = read(tmp_path / "figures/evaluate_baseline.json")
     assert result["report"]["confusion"] == published["report"]["confusion"]
     assert result["report"]["confusion"] == [[551, 0, 0], [51, 0, 0], [23, 0, 0]]

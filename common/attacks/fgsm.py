@@ -11,25 +11,17 @@ from common.attacks.gradients import check_arguments, objective_gradient
 
 
 def fgsm(
-    network: nn.Module,
-    x: torch.Tensor,
-    labels: torch.Tensor,
-    *,
-    epsilon: float,
+    network: nn.Module, x: torch.Tensor, labels: torch.Tensor, *, epsilon: float,
     targets: torch.Tensor | None = None,
-) -> torch.Tensor:
+) -> torch.Tensor:  # fmt: skip
     """Return clamp(x + epsilon * sign(gradient)), the FGSM of Goodfellow et al. (2015)."""
     return next(fgsm_per_epsilon(network, x, labels, epsilons=[epsilon], targets=targets))
 
 
 def fgsm_per_epsilon(
-    network: nn.Module,
-    x: torch.Tensor,
-    labels: torch.Tensor,
-    *,
-    epsilons: Sequence[float],
+    network: nn.Module, x: torch.Tensor, labels: torch.Tensor, *, epsilons: Sequence[float],
     targets: torch.Tensor | None = None,
-) -> Iterator[torch.Tensor]:
+) -> Iterator[torch.Tensor]:  # fmt: skip
     """Yield the images of `fgsm` at each epsilon, all from one gradient."""
     check_arguments(labels, targets, *epsilons)
     sign = objective_gradient(network, x, labels, targets)[1].sign_()

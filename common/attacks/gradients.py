@@ -75,12 +75,9 @@ def fools(
 
 
 def objective_gradient(
-    network: nn.Module,
-    x: torch.Tensor,
-    labels: torch.Tensor,
-    targets: torch.Tensor | None,
+    network: nn.Module, x: torch.Tensor, labels: torch.Tensor, targets: torch.Tensor | None,
     need_gradient: bool = True,
-) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:  # fmt: skip
     """Return the logits (N, K), the gradient of an attack's objective, and the objective (N,).
 
     An attack raises its objective: the cross-entropy of the label or, with targets, minus the

@@ -24,16 +24,9 @@ TRADEOFF = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # values of C, each used for all im
 
 
 def measure_optimised_noise(
-    network: nn.Module,
-    x: torch.Tensor,
-    labels: torch.Tensor,
-    targets: torch.Tensor,
-    *,
-    c: float | None,
-    norm: str,
-    steps: int,
-    seed: int,
-) -> Iterator[tuple[str, dict[str, Any]]]:
+    network: nn.Module, x: torch.Tensor, labels: torch.Tensor, targets: torch.Tensor, *,
+    c: float | None, norm: str, steps: int, seed: int,
+) -> Iterator[tuple[str, dict[str, Any]]]:  # fmt: skip
     """Yield a name and measurements of report A's noise, for two starts and for several C.
 
     x: float32 (N, 3, S, S) in [0, 1]. labels, targets: (N,). c: for both starts; None: found
@@ -71,15 +64,9 @@ def measure_optimised_noise(
 
 
 def measure_universal_noise(
-    network: nn.Module,
-    train: LabelledImages,
-    test: LabelledImages,
-    classes: Sequence[str],
-    *,
-    epsilon: float,
-    steps: int,
-    seed: int,
-) -> Iterator[tuple[str, torch.Tensor | None, dict[str, Any]]]:
+    network: nn.Module, train: LabelledImages, test: LabelledImages, classes: Sequence[str], *,
+    epsilon: float, steps: int, seed: int,
+) -> Iterator[tuple[str, torch.Tensor | None, dict[str, Any]]]:  # fmt: skip
     """Yield a name, a universal noise and its measurements, starting without noise (None).
 
     The noises, (1, 3, S, S), are report B's, bounded and unbounded, and a bounded one learned

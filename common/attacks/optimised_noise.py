@@ -10,10 +10,8 @@ from torch import nn
 from common.attacks.gradients import check_arguments, fools, gradient, norms
 
 # Chosen on training images.
-STEP_SIZE, MOMENTUM = (
-    0.1,
-    0.8,
-)  # largest change of a value in the first step; weight of the last step
+STEP_SIZE = 0.1  # largest change of a value in the first step
+MOMENTUM = 0.8  # weight of the last step
 ROUND_SCALE = 0.7  # each round of the bisection multiplies the step size by this factor
 LEAST_C = 1e-3  # lower end of the bisection's first range of C, as a share of the upper end
 START_DEVIATION = 0.1  # standard deviation of a Gaussian start
@@ -37,17 +35,10 @@ def proximal(
 
 
 def optimise(
-    network: nn.Module,
-    x: torch.Tensor,
-    labels: torch.Tensor,
-    *,
-    targets: torch.Tensor,
-    c: float | torch.Tensor,
-    norm: str = "l1",
-    start: str = "zeros",
-    steps: int = 300,
+    network: nn.Module, x: torch.Tensor, labels: torch.Tensor, *, targets: torch.Tensor,
+    c: float | torch.Tensor, norm: str = "l1", start: str = "zeros", steps: int = 300,
     generator: torch.Generator | None = None,
-) -> torch.Tensor:
+) -> torch.Tensor:  # fmt: skip
     """Return images with report A's noise, which minimises a loss with a norm as penalty.
 
     The loss is cross_entropy(network(x + noise), target) + c * norm(noise). norm: "l1" or
@@ -64,17 +55,10 @@ def optimise(
 
 
 def minimise(
-    network: nn.Module,
-    x: torch.Tensor,
-    labels: torch.Tensor,
-    *,
-    targets: torch.Tensor,
-    norm: str = "l1",
-    start: str = "zeros",
-    steps: int = 300,
-    rounds: int = 6,
+    network: nn.Module, x: torch.Tensor, labels: torch.Tensor, *, targets: torch.Tensor,
+    norm: str = "l1", start: str = "zeros", steps: int = 300, rounds: int = 6,
     generator: torch.Generator | None = None,
-) -> torch.Tensor:
+) -> torch.Tensor:  # fmt: skip
     """Return images with the smallest noise that fools: `optimise`, with C by bisection.
 
     Each image has a C of its own. A round starts from the smallest noise that fools so far; if
@@ -115,15 +99,9 @@ def _noise_start(
 
 
 def _descend(
-    network: nn.Module,
-    x: torch.Tensor,
-    targets: torch.Tensor,
-    noise: torch.Tensor,
-    c: torch.Tensor,
-    norm: str,
-    steps: int,
-    step_size: float = STEP_SIZE,
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    network: nn.Module, x: torch.Tensor, targets: torch.Tensor, noise: torch.Tensor,
+    c: torch.Tensor, norm: str, steps: int, step_size: float = STEP_SIZE,
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:  # fmt: skip
     """Yield the logits and images of each step; the first images are x + noise."""
     previous = noise
     for step in range(steps):

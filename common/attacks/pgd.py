@@ -9,20 +9,11 @@ from common.attacks.gradients import check_arguments, fools, norms, objective_gr
 
 
 def pgd(
-    network: nn.Module,
-    x: torch.Tensor,
-    labels: torch.Tensor,
-    *,
-    epsilon: float,
-    targets: torch.Tensor | None = None,
-    norm: str = "linf",
-    steps: int = 10,
-    step_size: float | None = None,
-    restarts: int = 1,
-    momentum: float = 0.0,
-    stop: bool = True,
+    network: nn.Module, x: torch.Tensor, labels: torch.Tensor, *, epsilon: float,
+    targets: torch.Tensor | None = None, norm: str = "linf", steps: int = 10,
+    step_size: float | None = None, restarts: int = 1, momentum: float = 0.0, stop: bool = True,
     generator: torch.Generator | None = None,
-) -> torch.Tensor:
+) -> torch.Tensor:  # fmt: skip
     """Return the images of projected gradient descent (Madry et al. 2018) within epsilon.
 
     norm: "linf" or "l2", of the ball of radius epsilon around each image. restarts: number of

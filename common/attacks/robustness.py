@@ -39,12 +39,7 @@ class AttackResult:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the numbers, for a result file."""
-        return {
-            "report": self.report.as_dict(),
-            "flipped": self.flipped,
-            "attacked": self.attacked,
-            "norms": self.norms,
-        }
+        return vars(self) | {"report": self.report.as_dict()}
 
 
 @dataclass(frozen=True)
@@ -99,13 +94,9 @@ def correctly_classified(
 
 
 def attack_results(
-    network: nn.Module,
-    x: torch.Tensor,
-    labels: torch.Tensor,
-    classes: Sequence[str],
-    attack: Callable[..., Iterable[torch.Tensor]],
-    targets: torch.Tensor | None = None,
-) -> Iterator[AttackResult]:
+    network: nn.Module, x: torch.Tensor, labels: torch.Tensor, classes: Sequence[str],
+    attack: Callable[..., Iterable[torch.Tensor]], targets: torch.Tensor | None = None,
+) -> Iterator[AttackResult]:  # fmt: skip
     """Yield an AttackResult for each epsilon of an attack.
 
     x: float32 (N, 3, S, S) in [0, 1], at least one of them classified correctly. labels,
@@ -131,13 +122,9 @@ def attack_results(
 
 
 def attack_curves(
-    network: nn.Module,
-    x: torch.Tensor,
-    labels: torch.Tensor,
-    classes: Sequence[str],
-    settings: Settings,
-    attacks: Sequence[Attack] = ATTACKS,
-) -> Iterator[AttackCurve]:
+    network: nn.Module, x: torch.Tensor, labels: torch.Tensor, classes: Sequence[str],
+    settings: Settings, attacks: Sequence[Attack] = ATTACKS,
+) -> Iterator[AttackCurve]:  # fmt: skip
     """Yield the AttackCurve of each attack; x and labels are those of `attack_results`."""
     for attack in attacks:
         linf = attack.norm == "linf"

@@ -12,17 +12,10 @@ STEP_SIZE, MOMENTUM = 0.1, 0.9  # the first step, as a share of epsilon; decay o
 
 
 def universal(
-    network: nn.Module,
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    *,
-    epsilon: float,
-    targets: torch.Tensor | None = None,
-    balanced: bool = False,
-    steps: int = 100,
-    batch_size: int = 100,
-    generator: torch.Generator | None = None,
-) -> torch.Tensor:
+    network: nn.Module, images: torch.Tensor, labels: torch.Tensor, *, epsilon: float,
+    targets: torch.Tensor | None = None, balanced: bool = False, steps: int = 100,
+    batch_size: int = 100, generator: torch.Generator | None = None,
+) -> torch.Tensor:  # fmt: skip
     """Return one noise (1, 3, S, S) within epsilon for all images (Shafahi et al. 2020).
 
     images: uint8, or float32 in [0, 1], (N, 3, S, S). Each step moves the noise along the sign

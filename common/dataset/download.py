@@ -1,7 +1,5 @@
 """A download that survives a slow host: it resumes, and never waits without a time limit."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import queue
@@ -58,9 +56,7 @@ def fetch(url: str, part: Path) -> None:
     Raises OSError or HTTPException if the first connection fails, the server answers with an
     error, or ATTEMPTS consecutive connections bring no new bytes.
     """
-    connected = False
-    failures = 0
-    longest = size(part)
+    connected, failures, longest = False, 0, size(part)
     while True:
         start = size(part)
         try:
@@ -92,8 +88,7 @@ def connect(url: str, start: int) -> HTTPResponse:
 
     Raises the exceptions of urlopen, and TimeoutError after CONNECT_SECONDS.
     """
-    headers = {"Range": f"bytes={start}-"} if start else {}
-    request = urllib.request.Request(url, headers=headers)
+    request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
     results: queue.SimpleQueue[HTTPResponse | Exception] = queue.SimpleQueue()
 
     def open_url() -> None:

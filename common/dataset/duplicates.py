@@ -5,8 +5,6 @@ one of them mirrored or not, are candidates. The check then compares each candid
 size, at every shift of up to one pixel.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -93,20 +91,15 @@ def rows(
     """
     table = []
     for pair in pairs:
-        row: dict[str, str | int | float] = {}
-        positions = (pair.first, pair.second)
-        for side, part, i, y, names in zip(
-            ("first", "second"), parts, positions, labels, files, strict=True
-        ):
-            row[f"{side}_part"] = part
-            row[f"{side}_index"] = i
-            row[f"{side}_file"] = names[i] if len(names) else ""
-            row[f"{side}_label"] = classes[int(y[i])]
-        row["kind"] = "exact" if pair.exact else "near"
-        row["mirrored"] = "yes" if pair.mirrored else ""
-        row["distance"] = round(pair.distance, 4)
-        row["conflict"] = "yes" if row["first_label"] != row["second_label"] else ""
-        table.append(row)
+        first, second = (
+            (parts[k], i, files[k][i] if len(files[k]) else "", classes[int(labels[k][i])])
+            for k, i in enumerate((pair.first, pair.second))
+        )
+        kind = "exact" if pair.exact else "near"
+        mirrored = "yes" if pair.mirrored else ""
+        conflict = "yes" if first[-1] != second[-1] else ""
+        values = (*first, *second, kind, mirrored, round(pair.distance, 4), conflict)
+        table.append(dict(zip(COLUMNS, values, strict=True)))
     return table
 
 

@@ -1,15 +1,12 @@
 """Label fixes: the file of suspect labels, with the decisions of the user."""
 
-from __future__ import annotations
-
 import csv
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-
+from common.dataset.split import Split
 from common.errors import InputError
 from common.files import save_table
 
@@ -99,50 +96,37 @@ def _parse_suspect(row: dict[str, str], where: str) -> Suspect:
     return Suspect(int(index), row["file"], row["given"], row["suggested"], probability, accept)
 
 
-class Fixes(NamedTuple):
-    """Positions (n,) to relabel, their new labels (n,), and positions (m,) to drop; int64."""
-
-    relabelled: torch.Tensor
-    labels: torch.Tensor
-    dropped: torch.Tensor
-
-
 def read_fixes(
-    path: Path,
-    fingerprint: str,
-    labels: torch.Tensor,
-    classes: Sequence[str],
-    accept_above: float | None,
-) -> Fixes:
-    """Return the accepted rows of a file that `inspect_data.py --audit-labels` wrote.
+    path: Path, split: Split, accept_above: float | None
+) -> tuple[dict[int, int], list[int]]:
+    """Return the accepted fixes: position -> new label, and the positions to drop.
 
-    The column `accept` is yes (the image gets the suggested label), drop, or no. A row
-    without a decision is accepted if its confidence is at least accept_above.
-    labels: the train labels, (N,). fingerprint: of the train images and labels.
+    path: a file that `inspect_data.py --audit-labels` wrote. Its column `accept` is yes (the
+    image gets the suggested label), drop, or no. A row without a decision is accepted if its
+    confidence is at least accept_above.
 
-    Raises InputError for a file that was made for other images or labels, an invalid row,
-    and a file that accepts nothing.
+    Raises InputError for a file that was made for other train images or labels than those of
+    the split, an invalid row, and a file that accepts nothing.
     """
+    labels, classes, fingerprint = split.train.labels, split.classes, split.train_fingerprint
     relabelled, dropped = {}, []
     for line, (suspect, data) in enumerate(_read_rows(path), 2):
-        i, decision, where = suspect.index, suspect.accept, f"{path}: line {line}"
+        i, decision, problem = suspect.index, suspect.accept, None
         if data != fingerprint:
-            raise InputError(
-                f"{where}: made for other images or labels ({data}, these are {fingerprint});"
+            problem = (
+                f"made for other images or labels ({data}, these are {fingerprint});"
                 " audit these with inspect_data.py --audit-labels"
             )
-        if i >= len(labels):
-            raise InputError(f"{where}: index {i}, but there are {len(labels)} train images")
-        if i in relabelled or i in dropped:
-            raise InputError(f"{where}: image {i} has an earlier row; remove one of the two")
-        if suspect.given != classes[labels[i]]:
-            raise InputError(
-                f"{where}: given {suspect.given!r}, but image {i} is a {classes[labels[i]]}"
-            )
-        if suspect.suggested not in classes:
-            raise InputError(
-                f"{where}: suggested {suspect.suggested!r} is not one of {', '.join(classes)}"
-            )
+        elif i >= len(labels):
+            problem = f"index {i}, but there are {len(labels)} train images"
+        elif i in relabelled or i in dropped:
+            problem = f"image {i} has an earlier row; remove one of the two"
+        elif suspect.given != classes[labels[i]]:
+            problem = f"given {suspect.given!r}, but image {i} is a {classes[labels[i]]}"
+        elif suspect.suggested not in classes:
+            problem = f"suggested {suspect.suggested!r} is not one of {', '.join(classes)}"
+        if problem:
+            raise InputError(f"{path}: line {line}: {problem}")
         if not decision and accept_above is not None and suspect.confidence >= accept_above:
             decision = "yes"
         if decision == "drop":
@@ -154,8 +138,4 @@ def read_fixes(
             f"{path}: accepts nothing; write yes or drop in the column accept, or use"
             " --accept-above"
         )
-    return Fixes(
-        torch.tensor(list(relabelled), dtype=torch.int64),
-        torch.tensor(list(relabelled.values()), dtype=torch.int64),
-        torch.tensor(dropped, dtype=torch.int64),
-    )
+    return relabelled, dropped

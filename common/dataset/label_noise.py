@@ -1,7 +1,5 @@
 """Wrong labels planted into the train images."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

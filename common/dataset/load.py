@@ -1,7 +1,5 @@
 """The loader: draw a split from a source, change its train labels, hold out images."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import sys
@@ -64,10 +62,9 @@ def load(
     if len(classes) < 2 or len(set(classes)) < len(classes):
         raise InputError(f"--classes {' '.join(classes)}: name two or more different classes")
     counts = {"train": train_counts, "test": test_counts}
+    may_download = bool(data) or not dry_run
     try:
-        source = sources.find(
-            data or "cifar10", classes, cache, may_download=bool(data) or not dry_run
-        )
+        source = sources.find(data or "cifar10", classes, cache, may_download)
         split = _cached_split(source, classes, counts, seed, dry_run, cache)
     except DownloadError as error:
         if data:
@@ -82,7 +79,7 @@ def load(
     elif accept_above is not None:
         raise InputError("--accept-above: accepts rows of --label-fixes FILE; add that option")
     if drop_leaks:
-        leaks = duplicates.leaks(split.train.images, split.test.images)
+        leaks = duplicates.leaks(split.train.images, split.test.images).tolist()
         split = _with_train_labels(split, split.train.labels, leaks, leaks_dropped=len(leaks))
     return _hold_out(split, validation)
 
@@ -124,7 +121,7 @@ def _draw_part(
     seed: int,
     dry_run: bool,
 ) -> tuple[LabelledImages, tuple[str, ...]]:
-    """Return `counts` images of each class, and their files."""
+    """Return `counts` random images of each class, in random order, and their files."""
     labels = pool.labels[part]
     available = np.bincount(labels[labels >= 0], minlength=len(classes)).tolist()
     requested = [
@@ -135,12 +132,18 @@ def _draw_part(
         if not 0 < count <= n:
             shortage = f"{count} images of {name} requested, {source.name} has {n}"
             raise InputError(f"--{part}-counts: {shortage}")
-    chosen = _draw_positions(labels, requested, [seed, sources.PARTS.index(part)])
+    # A larger draw of a class contains a smaller one, and does not depend on other classes.
+    seeds = [seed, sources.PARTS.index(part)]
+    drawn = [
+        np.random.default_rng([*seeds, k]).permutation(np.flatnonzero(labels == k))[:n]
+        for k, n in enumerate(requested)
+    ]
+    chosen = np.random.default_rng([*seeds, len(classes)]).permutation(np.concatenate(drawn))
     if source.is_presplit:
         chosen.sort()
     pixels = pool.read_images(part, chosen).transpose(0, 3, 1, 2).copy()
     images = LabelledImages(torch.from_numpy(pixels), torch.from_numpy(labels[chosen]))
-    return images, _select(pool.files[part], chosen.tolist()) if pool.files else ()
+    return images, tuple(pool.files[part][i] for i in chosen) if pool.files else ()
 
 
 def _requested_counts(
@@ -161,24 +164,6 @@ def _requested_counts(
     return counts
 
 
-def _draw_positions(
-    labels: np.ndarray, counts: Sequence[int], seed: Sequence[int]
-) -> np.ndarray:
-    """Return the positions of `counts` random images of each class, in random order.
-
-    A larger draw of a class contains a smaller one, and does not depend on other classes.
-    """
-    drawn = [
-        np.random.default_rng([*seed, k]).permutation(np.flatnonzero(labels == k))[:n]
-        for k, n in enumerate(counts)
-    ]
-    return np.random.default_rng([*seed, len(counts)]).permutation(np.concatenate(drawn))
-
-
-def _select(files: Sequence[str], positions: Sequence[int]) -> tuple[str, ...]:
-    return tuple(files[i] for i in positions) if files else ()
-
-
 def _with_label_noise(
     split: Split, classes: Sequence[str], shares: Sequence[tuple[str, float]], seed: int
 ) -> Split:
@@ -195,11 +180,8 @@ def _with_label_noise(
     true = split.train.labels
     noisy = plant_noise(true, list(share_of.items()), len(classes), seed)
     planted = torch.bincount(true[noisy != true], minlength=len(classes)).tolist()
-    record = {
-        "shares": {split.classes[k]: share for k, share in share_of.items()},
-        "seed": seed,
-        "planted": dict(zip(split.classes, planted, strict=True)),
-    }
+    record = {"shares": {split.classes[k]: share for k, share in share_of.items()}}
+    record |= {"seed": seed, "planted": dict(zip(split.classes, planted, strict=True))}
     split = _with_train_labels(replace(split, true_labels=true), noisy, label_noise=record)
     _require_every_class(split, "--label-noise")
     return split
@@ -207,18 +189,13 @@ def _with_label_noise(
 
 def _with_label_fixes(split: Split, path: Path, accept_above: float | None) -> Split:
     """Return the split with the label fixes that the user accepted in the file `path`."""
-    fixes = read_fixes(
-        path, split.train_fingerprint, split.train.labels, split.classes, accept_above
-    )
+    relabelled, dropped = read_fixes(path, split, accept_above)
     labels = split.train.labels.clone()
-    labels[fixes.relabelled] = fixes.labels
-    record = {
-        "file": str(path),
-        "accept_above": accept_above,
-        "relabelled": len(fixes.relabelled),
-        "dropped": len(fixes.dropped),
-    }
-    split = _with_train_labels(split, labels, fixes.dropped, label_fixes=record)
+    for i, label in relabelled.items():
+        labels[i] = label
+    record = {"file": str(path), "accept_above": accept_above}
+    record |= {"relabelled": len(relabelled), "dropped": len(dropped)}
+    split = _with_train_labels(split, labels, dropped, label_fixes=record)
     _require_every_class(split, f"--label-fixes {path}")
     return split
 
@@ -231,23 +208,24 @@ def _require_every_class(split: Split, option: str) -> None:
 
 
 def _with_train_labels(
-    split: Split,
-    labels: torch.Tensor,
-    dropped: torch.Tensor | None = None,
-    **record: Any,
+    split: Split, labels: torch.Tensor, dropped: Sequence[int] = (), **record: Any
 ) -> Split:
     """Return the split with other train labels, without the train images at `dropped`."""
     keep = torch.ones(len(labels), dtype=torch.bool)
-    if dropped is not None:
-        keep[dropped] = False
-    train = LabelledImages(split.train.images[keep], labels[keep])
+    keep[list(dropped)] = False
+    split = replace(split, train=split.train._replace(labels=labels))
+    split = _with_train_images(split, keep.nonzero().flatten())
+    fingerprint = f"{split.train.fingerprint()}-{split.fingerprint.partition('-')[2]}"
+    return replace(split, fingerprint=fingerprint, changes=split.changes | record)
+
+
+def _with_train_images(split: Split, positions: torch.Tensor) -> Split:
+    """Return the split with only the train images at `positions`; the fingerprint stays."""
     return replace(
         split,
-        train=train,
-        train_files=_select(split.train_files, keep.nonzero().flatten().tolist()),
-        true_labels=None if split.true_labels is None else split.true_labels[keep],
-        fingerprint=f"{train.fingerprint()}-{split.fingerprint.partition('-')[2]}",
-        changes=split.changes | record,
+        train=LabelledImages(*(tensor[positions] for tensor in split.train)),
+        train_files=tuple(split.train_files[i] for i in positions) if split.train_files else (),
+        true_labels=None if split.true_labels is None else split.true_labels[positions],
     )
 
 
@@ -266,10 +244,5 @@ def _hold_out(split: Split, share: float) -> Split:
     if set(labels.tolist()) - set(labels[held_out].tolist()):
         raise InputError(f"--validation {share}: too small to hold an image of each class")
     rest, held_out = np.sort(rest), np.sort(held_out)
-    return replace(
-        split,
-        train=LabelledImages(images[rest], labels[rest]),
-        validation=LabelledImages(images[held_out], labels[held_out]),
-        train_files=_select(split.train_files, rest.tolist()),
-        true_labels=None if split.true_labels is None else split.true_labels[rest],
-    )
+    validation = LabelledImages(images[held_out], labels[held_out])
+    return replace(_with_train_images(split, torch.from_numpy(rest)), validation=validation)

@@ -1,13 +1,12 @@
 """The sources of images: CIFAR-10, image folders, the course's pickles, synthetic images."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import os
 import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -165,26 +164,22 @@ def image_folder(root: Path, classes: Sequence[str]) -> Source:
 
     The images are 32x32 pixels, in any colour mode.
     """
-    entries: dict[str, list[os.DirEntry]] = {part: [] for part in PARTS}
-    labels: dict[str, list[int]] = {part: [] for part in PARTS}
+    entries: dict[str, list[os.DirEntry]] = {}
+    labels, files = {}, {}
+    stamps = hashlib.sha256()
     for part in PARTS:
         folders = sorted(entry.name for entry in os.scandir(root / part) if entry.is_dir())
         class_indices(folders, classes, str(root / part))
-        for label, name in enumerate(classes):
-            images = [
-                entry
-                for entry in os.scandir(root / part / name)
-                if entry.name.lower().endswith(IMAGE_SUFFIXES)
-            ]
-            entries[part] += sorted(images, key=lambda entry: entry.name)
-            labels[part] += [label] * len(images)
-    # os.path.relpath would take 20 us per file.
-    prefix = f"{root}{os.sep}"
-    files = {
-        part: [entry.path.removeprefix(prefix) for entry in entries[part]] for part in PARTS
-    }
-    stamps = hashlib.sha256()
-    for part in PARTS:
+        images = [
+            (entry, label)
+            for label, name in enumerate(classes)
+            for entry in sorted(os.scandir(root / part / name), key=attrgetter("name"))
+            if entry.name.lower().endswith(IMAGE_SUFFIXES)
+        ]
+        entries[part] = [entry for entry, _ in images]
+        labels[part] = np.array([label for _, label in images], dtype=np.int64)
+        # os.path.relpath would take 20 us per file.
+        files[part] = [entry.path.removeprefix(f"{root}{os.sep}") for entry in entries[part]]
         for entry, name in zip(entries[part], files[part], strict=True):
             stat = entry.stat()
             stamps.update(f"{name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
@@ -193,9 +188,7 @@ def image_folder(root: Path, classes: Sequence[str]) -> Source:
         bar = tqdm(positions, f"Reading {part} images", leave=False, disable=None)
         return np.stack([read_image(Path(entries[part][i].path)) for i in bar])
 
-    pool = Pool(
-        {part: np.array(labels[part], dtype=np.int64) for part in PARTS}, read_images, files
-    )
+    pool = Pool(labels, read_images, files)
     name = root.resolve().name
     return Source(f"image folder {name}", f"folder {name} {stamps.hexdigest()}", lambda: pool)
 
@@ -272,8 +265,7 @@ def read_course_pickle(path: Path, classes: int) -> tuple[np.ndarray, np.ndarray
     Raises InputError if the file holds anything but tensors and labels 0 to classes - 1.
     """
     try:
-        with path.open("rb") as file:
-            items = TensorUnpickler(file).load()
+        items = TensorUnpickler(io.BytesIO(path.read_bytes())).load()
         images = torch.stack([image for image, _ in items]).float()
         labels = torch.tensor([int(label) for _, label in items])
     except Exception as error:  # a damaged pickle can raise any exception

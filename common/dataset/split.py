@@ -1,7 +1,5 @@
 """The images of one experiment, in memory."""
 
-from __future__ import annotations
-
 import hashlib
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """The cache of drawn splits: one file split-KEY.npz for each set of options."""
 
-from __future__ import annotations
-
 import zipfile
 from pathlib import Path
 
@@ -36,9 +34,7 @@ def read(path: Path, classes: tuple[str, ...], source: str, seed: int) -> Split 
         with np.load(path, allow_pickle=False) as file:
             arrays = dict(file)
         fingerprint = str(arrays.pop("fingerprint"))
-        files = {
-            name: tuple(arrays.pop(name).tolist()) for name in ("train_files", "test_files")
-        }
+        files = {key: tuple(arrays.pop(key).tolist()) for key in ("train_files", "test_files")}
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
         train = LabelledImages(tensors["train_images"], tensors["train_labels"])
         test = LabelledImages(tensors["test_images"], tensors["test_labels"])

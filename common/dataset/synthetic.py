@@ -4,8 +4,6 @@ Results on these drawings say nothing about CIFAR-10. Colours, backgrounds and l
 same distribution for every class, so that only the shape tells the class.
 """
 
-from __future__ import annotations
-
 import math
 
 import numpy as np
@@ -50,10 +48,9 @@ def draw(label: int, seed: int | tuple[int, ...]) -> np.ndarray:
     rng = np.random.default_rng((*numbers, label + 1))
     subject = Image.new("RGBA", (CANVAS, CANVAS))
     pen = ImageDraw.Draw(subject)
-    name = CLASSES[label]
-    if name == "automobile":
+    if CLASSES[label] == "automobile":
         _vehicle(pen, rng, CAR_SIDES, CAR_END)
-    elif name == "truck":
+    elif CLASSES[label] == "truck":
         _vehicle(pen, rng, TRUCK_SIDES, TRUCK_END)
     else:
         _cat(pen, rng)
@@ -80,8 +77,7 @@ def _vehicle_side(pen: Pen, rng: Rng, bounds: Bounds) -> None:
     waist, roof = sill - body, sill - body - cabin
     back, front = left + tail, right - bonnet
     # The offset of the far side from the near side. To the right: the front is visible.
-    side_only = rng.random() < 0.4
-    depth = (0.0, 0.0) if side_only else (rng.uniform(-34, 34), rng.uniform(-12, -2))
+    depth = (0.0, 0.0) if rng.random() < 0.4 else (rng.uniform(-34, 34), rng.uniform(-12, -2))
 
     outline = [(left, sill), (left + 1, waist + 2), (back, waist), (back + 4, roof)]
     outline += [(front - slope, roof), (front, waist), (right - 2, waist + 5), (right, sill)]

@@ -44,18 +44,10 @@ CAUTION = (
 
 
 def out_of_fold(
-    part: LabelledImages,
-    fingerprint: str,
-    recipe: Recipe,
-    *,
-    folds: int,
-    classes: Sequence[str],
-    seed: int,
-    device: torch.device,
-    jobs: int,
-    threads: int,
+    part: LabelledImages, fingerprint: str, recipe: Recipe, *, folds: int,
+    classes: Sequence[str], seed: int, device: torch.device, jobs: int, threads: int,
     cache: Path,
-) -> np.ndarray:
+) -> np.ndarray:  # fmt: skip
     """Return logits (N, K), each image's from a network that was trained without the image.
 
     One network of the recipe is trained for each of `folds` stratified folds, `jobs` networks
@@ -103,15 +95,9 @@ def _fold_logits(
     no_validation = LabelledImages(part.images[:0], part.labels[:0])
     recipe = Recipe(**recipe_changes)
     network = build(recipe.network, recipe.network_arguments(classes), seed + fold)
-    history = fit(
-        network,
-        LabelledImages(part.images[training], part.labels[training]),
-        no_validation,
-        recipe,
-        seed=seed + fold,
-        device=torch.device(device),
-        name=f"fold {fold + 1}",
-    )
+    train = LabelledImages(part.images[training], part.labels[training])
+    options = {"seed": seed + fold, "device": torch.device(device), "name": f"fold {fold + 1}"}
+    history = fit(network, train, no_validation, recipe, **options)
     require_finite(history, recipe)
     return predict(network, part.images[held_out]).numpy()
 
@@ -247,13 +233,10 @@ def against_truth(
         if not positive.any():
             continue
         counted = positive | ~bad
-        table[name] = {
-            "planted": int(positive.sum()),
-            "recall": float(listed[positive].mean()),
-        } | {
-            ranking: float(average_precision_score(positive[counted], score[counted]))
-            for ranking, score in scores.items()
-        }
+        row = {"planted": int(positive.sum()), "recall": float(listed[positive].mean())}
+        for ranked_by, score in scores.items():
+            row[ranked_by] = float(average_precision_score(positive[counted], score[counted]))
+        table[name] = row
     if table and listed.any():
         table["all"]["precision"] = float(bad[listed].mean())
     return table

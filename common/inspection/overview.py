@@ -10,16 +10,8 @@ import torch
 
 from common.dataset import duplicates
 from common.dataset.split import LabelledImages, Split
-from common.inspection.data_statistics import (
-    RunsTest,
-    SignificanceTest,
-    channel_statistics,
-    image_statistics,
-    outliers,
-    runs_test,
-    same_distribution_test,
-    shares_test,
-)
+from common.inspection import data_statistics
+from common.inspection.data_statistics import RunsTest, SignificanceTest, image_statistics
 
 
 @dataclass(frozen=True)
@@ -66,16 +58,18 @@ def describe(parts: dict[str, LabelledImages], classes: int, device: torch.devic
     images = {name: part.images.to(device) for name, part in parts.items()}
     counts = {name: part.counts(classes) for name, part in parts.items()}
     train, test = (image_statistics(images[part]) for part in ("train", "test"))
-    similarity = {"class shares, chi-square": shares_test(counts["train"], counts["test"])}
+    shares = data_statistics.shares_test(counts["train"], counts["test"])
+    similarity = {"class shares, chi-square": shares}
     for kind, values in train.items():
-        similarity[f"{kind}, Kolmogorov-Smirnov"] = same_distribution_test(values, test[kind])
+        comparison = data_statistics.same_distribution_test(values, test[kind])
+        similarity[f"{kind}, Kolmogorov-Smirnov"] = comparison
     return Overview(
         counts=counts,
-        channels={name: channel_statistics(x) for name, x in images.items()},
+        channels={name: data_statistics.channel_statistics(x) for name, x in images.items()},
         **train,
-        order=runs_test(parts["train"].labels.tolist()),
+        order=data_statistics.runs_test(parts["train"].labels.tolist()),
         similarity=similarity,
-        outliers={kind: outliers(values) for kind, values in train.items()},
+        outliers={kind: data_statistics.outliers(values) for kind, values in train.items()},
     )
 
 

@@ -6,8 +6,8 @@ from base64 import b64encode
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import torch
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
@@ -15,22 +15,12 @@ from common.dataset.label_fixes import COLUMNS, Suspect, as_rows
 from common.files import write_text
 from common.inspection.label_audit import CAUTION
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 
 def write(
-    path: Path,
-    *,
-    title: str,
-    facts: Sequence[tuple[str, str]],
-    figures: Sequence[tuple[str, Path]],
-    suspects: Sequence[Suspect],
-    images: Tensor,
-    classes: Sequence[str],
-    fingerprint: str,
-    csv_name: str,
-) -> Path:
+    path: Path, *, title: str, facts: Sequence[tuple[str, str]],
+    figures: Sequence[tuple[str, Path]], suspects: Sequence[Suspect], images: torch.Tensor,
+    classes: Sequence[str], fingerprint: str, csv_name: str,
+) -> Path:  # fmt: skip
     """Write the page to `path` as one self-contained HTML file, and return `path`.
 
     facts: (label, value) pairs. figures: (caption, PNG file) pairs. images: uint8
@@ -59,7 +49,7 @@ def write(
     return write_text(path, page)
 
 
-def _picture(image: Tensor) -> str:
+def _picture(image: torch.Tensor) -> str:
     file = BytesIO()
     Image.fromarray(image.permute(1, 2, 0).numpy()).save(file, "PNG")
     return _data_uri(file.getvalue())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -139,18 +140,23 @@ def train_steps(
         autocast = partial(torch.autocast, device.type, torch.bfloat16)
 
     def train_on_batch(
-        objective: Callable[..., torch.Tensor], x: torch.Tensor, *targets: torch.Tensor
-    ) -> torch.Tensor:
-        """Take one step on images x (N, 3, S, S) and return its loss, a scalar.
+        objective: Callable[..., torch.Tensor], x: torch.Tensor, y: torch.Tensor,
+        *mixed: torch.Tensor,
+    ) -> torch.Tensor:  # fmt: skip
+        """Take one step on images x (N, 3, S, S) with labels y (N,); return the loss, a scalar.
 
-        objective: the loss of logits and targets. targets: labels, and for mixed images their
-        partners' labels and shares, (N,) each.
+        objective: `losses.batch_loss` with the epoch's loss and class weights. mixed: the
+        batch's rows of `mixing.draw_mixing`, if the recipe mixes.
         """
+        targets = [y]
+        if mixed:
+            x, *partners = mixing.mix(x, y, *mixed)
+            targets += partners
         if recipe.adversarial:
             # Against the network as it predicts: without dropout, with BatchNorm's running
             # averages, which only the step below updates.
             x = pgd(
-                network, x, targets[0], epsilon=recipe.adversarial / 255,
+                network, x, y, epsilon=recipe.adversarial / 255,
                 steps=recipe.adversarial_steps, stop=False, generator=attack_generator,
             )  # fmt: skip
 
@@ -168,14 +174,13 @@ def train_steps(
             scheduler.step()
         return loss
 
-    epoch = 0
-    while True:
+    for epoch in itertools.count():
         set_training_mode(network)
         prior = sampling.class_shares(counts, recipe, epoch).float().to(device)
         reweighted = epoch >= recipe.reweight_from * recipe.epochs
         epoch_class_weights = class_weights if reweighted else None
-        loss = losses.make_loss(recipe, counts.to(device), prior)
-        objective = partial(losses.batch_loss, loss, epoch_class_weights)
+        per_example_loss = losses.make_loss(recipe, counts.to(device), prior)
+        objective = partial(losses.batch_loss, per_example_loss, epoch_class_weights)
         drawn = [sampling.epoch_order(examples.labels, recipe, epoch, classes, order_generator)]
         if recipe.mix != "none":
             drawn += mixing.draw_mixing(n, size, recipe, mixing_rng)
@@ -184,12 +189,7 @@ def train_steps(
         ):
             x, y = to_pixel_space(images[batch].movedim(-1, 1)), labels[batch]
             x = augmentation.augment(x, recipe, augmentation_generator)
-            if mixed:
-                x, partners, shares = mixing.mix(x, y, *mixed)
-                yield train_on_batch(objective, x, y, partners, shares)
-            else:
-                yield train_on_batch(objective, x, y)
-        epoch += 1
+            yield train_on_batch(objective, x, y, *mixed)
 
 
 def require_finite(history: History, recipe: Recipe) -> None:
@@ -224,8 +224,8 @@ def flush_denormals() -> Iterator[None]:
 def precision(recipe: Recipe, device: torch.device) -> str:
     """Return the precision of forward passes: the recipe's, or what is faster on the device.
 
-    bfloat16 is faster where the hardware computes with it: on a CPU with AMX a ResNet9 takes
-    0.73 of its time in float32. A CPU without AMX emulates bfloat16, and is slower.
+    bfloat16 is faster where the hardware multiplies matrices in it: on a CPU, with AMX. A CPU
+    without AMX is slower in bfloat16 than in float32.
     """
     if recipe.precision != "auto":
         return recipe.precision

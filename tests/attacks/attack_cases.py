@@ -1,7 +1,5 @@
 """A network and images that the tests of the attacks share."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from conftest import random_part

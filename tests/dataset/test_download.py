@@ -1,15 +1,14 @@
 """Downloads from a local server that fails in the ways of real servers."""
 
-from __future__ import annotations
-
 import hashlib
-import io
 import itertools
 import random
 import re
 import threading
 import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -26,13 +25,16 @@ HALF = SIZE // 2
 class Server(ThreadingHTTPServer):
     """A server of PAYLOAD at /file; any other path is the number of an error to answer with.
 
-    Each request removes one entry from `faults`: "cut" closes the connection half-way through
-    the body, "stall" goes silent there, "drop" closes without an answer, "noise" does not
-    speak HTTP, "empty" closes after the headers, "shift" sends the wrong range.
+    path, part: the files of the client. Each request removes one entry from `faults`: "cut"
+    closes the connection half-way through the body, "stall" goes silent there, "drop" closes
+    without an answer, "noise" does not speak HTTP, "empty" closes after the headers, "shift"
+    sends the wrong range.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
+        self.path = folder / "file.bin"
+        self.part = folder / "file.bin.part"
         self.url = f"http://127.0.0.1:{self.server_port}/file"
         self.faults: list[str] = []
         self.ranges = True
@@ -59,17 +61,12 @@ class Handler(BaseHTTPRequestHandler):
         if self.path != "/file":
             self.send_error(int(self.path[1:]))
             return
-        if not body:
-            self.send_response(416)
-            self.send_header("Content-Range", f"bytes */{SIZE}")
-            self.end_headers()
-            return
-        self.send_response(206 if start else 200)
+        self.send_response((206 if body else 416) if start else 200)
         if self.server.length:
             self.send_header("Content-Length", str(len(body)))
         if start:
-            first = start + (fault == "shift")
-            self.send_header("Content-Range", f"bytes {first}-{SIZE - 1}/{SIZE}")
+            content_range = f"{start + (fault == 'shift')}-{SIZE - 1}" if body else "*"
+            self.send_header("Content-Range", f"bytes {content_range}/{SIZE}")
         self.end_headers()
         self.wfile.write(body[:count])
         if fault == "stall" and not self.server.closing.wait(10):
@@ -95,140 +92,112 @@ def _no_proxy_no_pause_few_requests(monkeypatch):
 
 
 @pytest.fixture
-def server():
-    with Server() as server:
+def server(tmp_path):
+    with Server(tmp_path) as server:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield server
         server.closing.set()
         server.shutdown()
 
 
-@pytest.fixture
-def path(tmp_path):
-    return tmp_path / "file.bin"
+def check_download(server):
+    """Download PAYLOAD; it must be correct and the only file in its folder."""
+    download.download(server.url, server.path, MD5)
+    assert list(server.path.parent.iterdir()) == [server.path]
+    assert server.path.read_bytes() == PAYLOAD
 
 
-@pytest.fixture
-def part(path):
-    return path.with_name("file.bin.part")
-
-
-def is_complete(path):
-    """Return whether `path` is correct and the only file in its folder."""
-    return list(path.parent.iterdir()) == [path] and path.read_bytes() == PAYLOAD
-
-
-def test_download_is_one_silent_request(server, path, capsys):
-    download.download(server.url, path, MD5)
-    assert is_complete(path)
-    assert server.log == [(None, SIZE)]
-    assert capsys.readouterr() == ("", "")
-
-
-def test_server_without_content_length_is_accepted(server, path):
-    server.length = False
-    download.download(server.url, path, MD5)
-    assert is_complete(path)
-    assert len(server.log) == 1
+def check_failure(url, path, words, md5=MD5):
+    """Check that the download fails, the message matches `words`, and `path` is missing."""
+    with pytest.raises(DownloadError, match=f"^could not .*{url}{words}.*$"):
+        download.download(url, path, md5)
+    assert not path.exists()
 
 
 START = PAYLOAD[:1000]
 REST = ("bytes=1000-", SIZE - 1000)
+BEYOND = f"bytes={SIZE + 4}-"
+TWO_HALVES = [(None, HALF), (f"bytes={HALF}-", HALF)]
 
 
 @pytest.mark.parametrize(
     ("present", "attributes", "log"),
     [
+        pytest.param(b"", {}, [(None, SIZE)], id="one request"),
+        pytest.param(b"", {"length": False}, [(None, SIZE)], id="no Content-Length"),
+        pytest.param(b"", {"faults": ["cut"]}, TWO_HALVES, id="cut"),
+        pytest.param(b"", {"faults": ["stall"]}, TWO_HALVES, id="stall"),
         pytest.param(START, {}, [REST], id="resumes"),
         pytest.param(START, {"ranges": False}, [("bytes=1000-", SIZE)], id="no ranges"),
         pytest.param(START, {"faults": ["shift"]}, [REST, (None, SIZE)], id="wrong range"),
         pytest.param(PAYLOAD, {}, [(f"bytes={SIZE}-", 0)], id="complete"),
-        pytest.param(
-            PAYLOAD + b"more", {}, [(f"bytes={SIZE + 4}-", 0), (None, SIZE)], id="too long"
-        ),
+        pytest.param(PAYLOAD + b"more", {}, [(BEYOND, 0), (None, SIZE)], id="too long"),
     ],
 )
-def test_partial_file_is_completed_or_replaced(server, path, part, present, attributes, log):
+def test_partial_file_and_interrupted_connection_are_completed(
+    server, monkeypatch, capsys, present, attributes, log
+):
+    monkeypatch.setattr(download, "STALL_SECONDS", 1)
     vars(server).update(attributes)
-    part.write_bytes(present)
-    download.download(server.url, path, MD5)
-    assert is_complete(path)
+    if present:
+        server.part.write_bytes(present)
+    check_download(server)
     assert server.log == log
+    if "faults" not in attributes:  # a fault can make the server print an error
+        assert capsys.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("fault", ["cut", "stall"])
-def test_interrupted_connection_is_resumed(server, path, monkeypatch, fault):
-    monkeypatch.setattr(download, "STALL_SECONDS", 0.3)
-    server.faults = [fault]
-    download.download(server.url, path, MD5)
-    assert is_complete(path)
-    assert server.log == [(None, HALF), (f"bytes={HALF}-", HALF)]
-
-
-def test_new_bytes_reset_the_count_of_attempts(server, path):
+def test_new_bytes_reset_the_count_of_attempts(server):
     server.faults = ["cut", *["drop", "empty"] * 2, "cut", *["empty", "drop"] * 2]
     assert len(server.faults) > ATTEMPTS
-    download.download(server.url, path, MD5)
-    assert is_complete(path)
+    check_download(server)
 
 
-def test_download_fails_after_attempts_without_new_bytes(server, path, part, monkeypatch):
+def test_download_fails_after_attempts_without_new_bytes(server, monkeypatch):
     pauses = []
     monkeypatch.setattr(download.time, "sleep", pauses.append)
     monkeypatch.setattr(download, "PAUSE_SECONDS", 7)
     server.faults = ["cut"] + ["empty"] * ATTEMPTS
-    with pytest.raises(DownloadError, match=f"{server.url}.*ended at byte {HALF}"):
-        download.download(server.url, path, MD5)
-    assert not path.exists()
-    assert part.read_bytes() == PAYLOAD[:HALF]
+    check_failure(server.url, server.path, f": .*ended at byte {HALF}")
+    assert server.part.read_bytes() == PAYLOAD[:HALF]
     assert pauses == [7] * ATTEMPTS
 
 
-def test_repeated_bytes_are_not_new(server, path, part):
+def test_repeated_bytes_are_not_new(server):
     server.ranges = False
     server.faults = (["cut", "empty"] * ATTEMPTS)[:ATTEMPTS]
-    part.write_bytes(PAYLOAD[:HALF])
-    with pytest.raises(DownloadError, match=server.url):
-        download.download(server.url, path, MD5)
+    server.part.write_bytes(PAYLOAD[:HALF])
+    check_failure(server.url, server.path, "")
 
 
-def test_wrong_md5_leaves_no_file(server, path):
-    with pytest.raises(DownloadError, match=f"{server.url}.*MD5"):
-        download.download(server.url, path, "0" * 32)
-    assert list(path.parent.iterdir()) == []
-
-
-@pytest.mark.parametrize(("status", "started"), [(404, False), (404, True), (416, False)])
-def test_http_error_is_final(server, path, part, status, started):
-    if started:
-        part.write_bytes(START)
-    url = server.url.replace("file", str(status))
-    with pytest.raises(DownloadError, match=f"{url}: .*{status}"):
-        download.download(url, path, MD5)
-    assert len(server.log) == 1
-    assert part.exists() == started
-    assert not path.exists()
-
-
-@pytest.mark.parametrize("fault", ["drop", "noise"])
-def test_failure_of_the_first_connection_is_final(server, path, fault):
+@pytest.mark.parametrize(
+    ("name", "fault", "present", "words"),
+    [
+        ("404", None, b"", ".*404"),
+        ("404", None, START, ".*404"),
+        ("416", None, b"", ".*416"),
+        ("file", "drop", b"", ""),
+        ("file", "noise", b"", ""),
+    ],
+)
+def test_failure_of_the_first_request_is_final(server, name, fault, present, words):
     server.faults = [fault]
-    with pytest.raises(DownloadError, match=server.url):
-        download.download(server.url, path, MD5)
+    if present:
+        server.part.write_bytes(present)
+    check_failure(server.url.replace("file", name), server.path, f": {words}")
     assert len(server.log) == 1
+    assert server.part.exists() == bool(present)
 
 
-def test_refused_connection_is_named(path):
-    closed = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    closed.server_close()
-    with pytest.raises(DownloadError, match=f":{closed.server_port}/file: .*refused"):
-        download.download(f"http://127.0.0.1:{closed.server_port}/file", path, MD5)
-    assert list(path.parent.iterdir()) == []
+def test_refused_connection_is_named(tmp_path):
+    with Server(tmp_path) as closed:
+        pass
+    check_failure(closed.url, closed.path, ": .*refused")
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_connection_that_hangs_is_final(path, monkeypatch):
-    release = threading.Event()
-    calls = []
+def test_connection_that_hangs_is_final(tmp_path, monkeypatch):
+    release, calls = threading.Event(), []
 
     def hang(*args, **options):
         calls.append(args)
@@ -237,37 +206,32 @@ def test_connection_that_hangs_is_final(path, monkeypatch):
 
     monkeypatch.setattr(urllib.request, "urlopen", hang)
     monkeypatch.setattr(download, "CONNECT_SECONDS", 0.1)
-    with pytest.raises(DownloadError, match=r"http://127\.0\.0\.1/file: no answer within"):
-        download.download("http://127.0.0.1/file", path, MD5)
+    check_failure("http://127.0.0.1/file", tmp_path / "file.bin", ": no answer within")
     release.set()
     assert len(calls) == 1
 
 
-def test_ctrl_c_keeps_the_partial_file(server, path, part, monkeypatch):
-    def interrupt(bar, count):
-        raise KeyboardInterrupt
-
+def test_ctrl_c_keeps_the_partial_file(server, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(download.tqdm, "update", interrupt)
+        patch.setattr(download.tqdm, "update", Mock(side_effect=KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            download.download(server.url, path, MD5)
-    size = part.stat().st_size
+            download.download(server.url, server.path, MD5)
+    size = server.part.stat().st_size
     assert 0 < size < SIZE
-    assert not path.exists()
-    download.download(server.url, path, MD5)
-    assert is_complete(path)
+    assert not server.path.exists()
+    check_download(server)
     assert server.log[1] == (f"bytes={size}-", SIZE - size)
 
 
-def test_write_of_another_process_does_not_reach_the_file(server, path, part):
-    part.write_bytes(START)
-    with part.open("ab") as other:
-        download.download(server.url, path, MD5)
+def test_write_of_another_process_does_not_reach_the_file(server):
+    server.part.write_bytes(START)
+    with server.part.open("ab") as other:
+        check_download(server)
         other.write(b"late")
-    assert is_complete(path)
+    assert server.path.read_bytes() == PAYLOAD
 
 
-def test_simultaneous_downloads_do_not_mix_their_bytes(server, path, part, monkeypatch):
+def test_simultaneous_downloads_do_not_mix_their_bytes(server, monkeypatch):
     calls = itertools.count()
 
     def nested_download(bar, count):
@@ -275,41 +239,35 @@ def test_simultaneous_downloads_do_not_mix_their_bytes(server, path, part, monke
         call = next(calls)
         if call == 0:
             with pytest.raises(KeyboardInterrupt):
-                download.download(server.url, path, MD5)
+                download.download(server.url, server.path, MD5)
         if call == 1:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(download.tqdm, "update", nested_download)
-    part.write_bytes(START)
-    download.download(server.url, path, MD5)
-    assert is_complete(path)
+    server.part.write_bytes(START)
+    check_download(server)
     assert len(server.log) == 2
 
 
-def test_file_appears_in_one_step(server, path, part, monkeypatch):
-    def refuse(*args):
-        raise OSError("no room")
-
-    monkeypatch.setattr(download.os, "replace", refuse)
-    with pytest.raises(DownloadError, match=f"{server.url}: no room"):
-        download.download(server.url, path, MD5)
-    assert list(path.parent.iterdir()) == [part]
+def test_wrong_md5_leaves_no_file(server):
+    check_failure(server.url, server.path, ": its MD5 is ", md5="0" * 32)
+    assert list(server.path.parent.iterdir()) == []
 
 
-def test_disk_error_is_one_line(server, path):
-    missing = path.parent / "no" / "file.bin"
-    with pytest.raises(DownloadError, match=r"^could not .*/file: .*No such file.*$"):
-        download.download(server.url, missing, MD5)
+def test_file_appears_in_one_step(server, monkeypatch):
+    monkeypatch.setattr(download.os, "replace", Mock(side_effect=OSError("no room")))
+    check_failure(server.url, server.path, ": no room")
+    assert list(server.path.parent.iterdir()) == [server.part]
 
 
-def test_bar_starts_at_the_bytes_present(server, path, part, monkeypatch):
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
+def test_disk_error_is_one_line(server):
+    check_failure(server.url, server.path.parent / "no" / "file.bin", ": .*No such file")
 
-    screen = Terminal()
-    monkeypatch.setattr("sys.stderr", screen)
-    part.write_bytes(PAYLOAD[:HALF])
-    download.download(server.url, path, MD5)
-    assert re.match(r"\rfile\.bin: +50%.*150k/300k", screen.getvalue())
-    assert "100%" in screen.getvalue()
+
+def test_bar_starts_at_the_bytes_present(server, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    server.part.write_bytes(PAYLOAD[:HALF])
+    check_download(server)
+    bar = capsys.readouterr().err
+    assert re.match(r"\rfile\.bin: +50%.*150k/300k", bar)
+    assert "100%" in bar

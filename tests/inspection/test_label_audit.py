@@ -1,6 +1,5 @@
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
+from unittest.mock import DEFAULT, Mock
 
 import numpy as np
 import pytest
@@ -31,7 +30,7 @@ def gaussians(counts=(3000, 300, 200), noise=(0.0, 0.1, 0.2), distance=4.0, seed
     return logits.astype(np.float32), given, true
 
 
-def test_joint_is_close_to_the_planted_one():
+def test_joint_probabilities_and_suspects_are_close_to_the_planted_errors():
     logits, given, true = gaussians()
     found = audit(logits, given)
     planted = np.zeros((3, 3))
@@ -39,16 +38,17 @@ def test_joint_is_close_to_the_planted_one():
     assert found.joint.sum() == pytest.approx(1)
     assert np.abs(found.joint * len(given) - planted).max() < 20  # of 3,500
     assert np.allclose(found.joint.sum(1), np.bincount(given) / len(given), atol=1e-6)
-
-
-def test_true_label_probabilities_follow_bayes_rule():
-    logits, given, _ = gaussians()
-    found = audit(logits, given)
-    # The densities are exact, so that calibration has nothing to change.
+    # Bayes' rule: the densities are exact, so that calibration has nothing to change.
     for i in (0, 5, 3100, 3300, 3499):
-        weights = [np.exp(float(logits[i, k])) * found.joint[given[i], k] for k in range(3)]
-        expected = np.array(weights) / sum(weights)
+        weights = np.exp(logits[i].astype(float)) * found.joint[given[i]]
+        expected = weights / weights.sum()
         assert np.allclose(found.true_label_probabilities[i], expected, atol=0.05), i
+    # The suspects are the expected number of the images that are most probably wrong.
+    wrong, listed, bad = found.error_probabilities(given), found.suspects, given != true
+    assert len(listed) == round(wrong.sum())
+    assert list(wrong[listed]) == sorted(wrong, reverse=True)[: len(listed)]
+    assert bad[listed].mean() > 0.7
+    assert bad[listed].sum() > 0.7 * bad.sum()
 
 
 def test_underconfident_logits_are_calibrated():
@@ -56,17 +56,6 @@ def test_underconfident_logits_are_calibrated():
     exact, halved = (audit(logits * t, given).error_probabilities(given) for t in (1, 0.5))
     assert halved.sum() == pytest.approx((given != true).sum(), rel=0.35)
     assert np.abs(halved - exact).mean() < 0.01
-
-
-def test_suspects_are_the_expected_number_of_the_most_suspect_images():
-    logits, given, true = gaussians()
-    found = audit(logits, given)
-    wrong, listed = found.error_probabilities(given), found.suspects
-    assert len(listed) == round(wrong.sum())
-    assert list(wrong[listed]) == sorted(wrong, reverse=True)[: len(listed)]
-    bad = given != true
-    assert bad[listed].mean() > 0.7
-    assert bad[listed].sum() > 0.7 * bad.sum()
 
 
 def test_clean_labels_have_few_suspects():
@@ -79,14 +68,11 @@ def test_suspects_name_the_most_probable_other_label():
     found = audit(logits, given)
     listed = suspects(found, given, CLASSES, [f"{i}.png" for i in range(len(given))])
     assert min(s.confidence for s in listed) < 0.4  # here the given label is more probable
-    for suspect in listed:
-        i = suspect.index
+    for i, *fields in listed:
         p = found.true_label_probabilities[i]
-        others = {CLASSES[k]: p[k] for k in range(3) if k != given[i]}
-        assert suspect.file == f"{i}.png"
-        assert suspect.given == CLASSES[given[i]]
-        assert suspect.suggested == max(others, key=others.get)
-        assert suspect.confidence == pytest.approx(max(others.values()))
+        others = {p[k]: CLASSES[k] for k in range(3) if k != given[i]}
+        best = max(others)
+        assert fields == [f"{i}.png", CLASSES[given[i]], others[best], pytest.approx(best), ""]
 
 
 def test_ranking_holds_scores_and_places_of_every_image():
@@ -94,11 +80,8 @@ def test_ranking_holds_scores_and_places_of_every_image():
     found = audit(logits, given)
     rows = ranking(found, given, CLASSES, ())
     assert sorted(row["index"] for row in rows) == list(range(60))
-    for name, score in (
-        ("wrong", -found.error_probabilities(given)),
-        ("self_confidence", found.self_confidence),
-        ("normalized_margin", found.normalized_margin),
-    ):
+    scores = {name: getattr(found, name) for name in ("self_confidence", "normalized_margin")}
+    for name, score in (scores | {"wrong": -found.error_probabilities(given)}).items():
         for row in rows:
             better = (score < score[row["index"]]).sum()
             same = (score == score[row["index"]]).sum()
@@ -108,9 +91,8 @@ def test_ranking_holds_scores_and_places_of_every_image():
         p = np.exp(logits[row["index"]].astype(float))
         p /= p.sum()
         k = CLASSES.index(row["given"])
-        margin = (p[k] - max(np.delete(p, k)) + 1) / 2
-        assert row["self_confidence"] == pytest.approx(p[k], abs=1e-3)
-        assert row["normalized_margin"] == pytest.approx(margin, abs=1e-3)
+        expected = p[k], (p[k] - max(np.delete(p, k)) + 1) / 2
+        assert [row[name] for name in scores] == pytest.approx(expected, abs=1e-3)
 
 
 def test_planted_errors_by_hand():
@@ -122,13 +104,12 @@ def test_planted_errors_by_hand():
     found = Audit(np.eye(3) / 3, p, -wrong, wrong, np.array([1, 3]))
     table = against_truth(found, given, true, CLASSES)
     # The ranking begins with images 1, 3 and 7, of which 3 and 7 are wrong: (1/2 + 2/3) / 2.
-    expected = {"planted": 2, "recall": 0.5, "precision": 0.5, "wrong": 7 / 12}
+    expected = {"planted": 2, "precision": 0.5, "self_confidence": 7 / 12}
     assert {name: table["all"][name] for name in expected} == pytest.approx(expected)
-    assert table["all"]["self_confidence"] == pytest.approx(7 / 12)
     # The row of a class leaves the errors of other classes out of the ranking.
-    assert (table["truck"]["wrong"], table["truck"]["recall"]) == (pytest.approx(1 / 2), 1)
-    assert (table["cat"]["wrong"], table["cat"]["recall"]) == (pytest.approx(1 / 2), 0)
-    assert "car" not in table
+    rows = {name: [row["wrong"], row["recall"]] for name, row in table.items()}
+    expected = {"all": [7 / 12, 0.5], "truck": [1 / 2, 1], "cat": [1 / 2, 0]}
+    assert rows == {name: pytest.approx(row) for name, row in expected.items()}
     assert against_truth(found, given, given, CLASSES) == {}
 
 
@@ -147,108 +128,83 @@ def run_folds(tmp_path):
 
 
 @pytest.fixture
-def trained(monkeypatch):
-    """Return the list of the names of the folds that are trained from now on."""
-    names, fit = [], label_audit.fit
-    monkeypatch.setattr(
-        label_audit, "fit", lambda *a, **k: names.append(k["name"]) or fit(*a, **k)
-    )
-    return names
+def watched_fit(monkeypatch):
+    """Return a mock that records the calls of `fit` and passes them on."""
+    watched_fit = Mock(wraps=label_audit.fit)
+    monkeypatch.setattr(label_audit, "fit", watched_fit)
+    return watched_fit
 
 
-def test_no_network_is_trained_on_the_images_that_it_judges(run_folds, monkeypatch):
-    seen, judged = [], []
-    fit, predict = label_audit.fit, label_audit.predict
-    monkeypatch.setattr(
-        label_audit, "fit", lambda n, part, *a, **k: seen.append(part) or fit(n, part, *a, **k)
-    )
-    monkeypatch.setattr(label_audit, "predict", lambda n, x: judged.append(x) or predict(n, x))
-    run_folds()
-    assert len(seen) == 3
-    for part, images in zip(seen, judged, strict=True):
-        examples = {image.numpy().tobytes() for image in part.images}
-        assert not examples & {image.numpy().tobytes() for image in images}
-        assert len(part.labels) + len(images) == 26
-        assert torch.bincount(part.labels).tolist() == pytest.approx([8, 5.3, 4], abs=0.8)
-    assert len({image.numpy().tobytes() for images in judged for image in images}) == 26
+def test_no_network_is_trained_on_images_that_it_judges(run_folds, watched_fit, monkeypatch):
+    def brightness(images):
+        return images.float().mean((1, 2, 3))[:, None].expand(-1, 3)
 
-
-def test_logits_have_the_order_of_the_images(run_folds, monkeypatch):
-    brightness = random_part((12, 8, 6)).images.float().mean((1, 2, 3))
-    monkeypatch.setattr(
-        label_audit, "predict", lambda _, x: x.float().mean((1, 2, 3))[:, None].expand(-1, 3)
-    )
-    assert np.array_equal(run_folds(), brightness[:, None].expand(-1, 3).numpy())
+    predict = Mock(side_effect=lambda _, images: brightness(images))
+    monkeypatch.setattr(label_audit, "predict", predict)
+    part = random_part((12, 8, 6))
+    # The logits have the order of the images, and each fold judges other images.
+    assert np.array_equal(run_folds(), brightness(part.images).numpy())
+    assert watched_fit.call_count == 3
+    for fit_call, predict_call in zip(watched_fit.mock_calls, predict.mock_calls, strict=True):
+        (_, train, *_), (_, judged) = fit_call.args, predict_call.args
+        assert not (train.images[:, None] == judged).flatten(2).all(2).any()
+        assert len(train.labels) + len(judged) == 26
+        assert torch.bincount(train.labels).tolist() == pytest.approx([8, 5.3, 4], abs=0.8)
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
-def test_a_second_audit_trains_nothing(run_folds, trained, jobs):
+def test_only_other_versions_make_audits_train_again(run_folds, watched_fit, monkeypatch, jobs):
     first = run_folds(jobs=jobs)  # with two jobs the folds are trained in other processes
-    trained.clear()
+    watched_fit.reset_mock()
     assert np.array_equal(run_folds(), first)
-    assert trained == []
+    watched_fit.assert_not_called()
+    monkeypatch.setattr(label_audit, "versions", lambda: {"torch": "0"})
+    run_folds()
+    assert watched_fit.call_count == 3
 
 
-def test_an_interrupted_audit_keeps_its_finished_folds(run_folds, trained, monkeypatch):
+def test_an_interrupted_audit_keeps_its_finished_folds(run_folds, watched_fit):
     whole = run_folds()
-    fit = label_audit.fit
-
-    def interrupted(*args, name, **options):
-        if name == "fold 3":
-            raise KeyboardInterrupt
-        return fit(*args, name=name, **options)
-
-    monkeypatch.setattr(label_audit, "fit", interrupted)
+    watched_fit.side_effect = [
+        DEFAULT,
+        DEFAULT,
+        KeyboardInterrupt,
+    ]  # DEFAULT: the mock calls fit
     with pytest.raises(KeyboardInterrupt):
         run_folds(fingerprint="interrupted")
-    monkeypatch.setattr(label_audit, "fit", fit)
-    trained.clear()
+    watched_fit.reset_mock(side_effect=True)
     assert np.array_equal(run_folds(fingerprint="interrupted"), whole)
-    assert trained == ["fold 3"]
+    assert [call.kwargs["name"] for call in watched_fit.mock_calls] == ["fold 3"]
 
 
 @pytest.mark.parametrize("content", [b"", b"not a pickle", None], ids=["empty", "other", "cut"])
-def test_a_damaged_cache_file_is_computed_again(run_folds, trained, tmp_path, content):
+def test_a_damaged_cache_file_is_computed_again(run_folds, watched_fit, tmp_path, content):
     whole = run_folds()
     damaged = next(tmp_path.rglob("output.pkl"))
     damaged.write_bytes(damaged.read_bytes()[:-10] if content is None else content)
     for expected in (1, 0):  # the second time the file is whole again
-        trained.clear()
+        watched_fit.reset_mock()
         assert np.array_equal(run_folds(), whole)
-        assert len(trained) == expected
+        assert watched_fit.call_count == expected
 
 
 @pytest.mark.parametrize(
-    "change",
-    [
-        {"recipe": replace(RECIPE, epochs=2)},
-        {"seed": 1},
-        {"folds": 2},
-        {"fingerprint": "def"},
-        {"device": torch.device("cpu", 0)},
-        {"threads": 2},
-    ],
-    ids=lambda change: next(iter(change)),
-)
-def test_another_audit_trains_again(run_folds, trained, change):
+    ("option", "value"),
+    [("recipe", replace(RECIPE, epochs=2)), ("seed", 1), ("folds", 2), ("fingerprint", "def"),
+     ("device", torch.device("cpu", 0)), ("threads", 2)],
+)  # fmt: skip
+def test_another_audit_trains_again(run_folds, watched_fit, option, value):
     run_folds()
-    trained.clear()
+    watched_fit.reset_mock()
     threads = torch.get_num_threads()
-    run_folds(**change)
+    run_folds(**{option: value})
     torch.set_num_threads(threads)
-    assert len(trained) == change.get("folds", 3)
+    assert watched_fit.call_count == (2 if option == "folds" else 3)
 
 
-def test_another_version_of_a_library_trains_again(run_folds, trained, monkeypatch):
-    run_folds()
-    monkeypatch.setattr(label_audit, "versions", lambda: {"torch": "0"})
-    run_folds()
-    assert len(trained) == 2 * 3
-
-
-def test_a_field_that_is_added_to_recipe_keeps_the_cache_valid(run_folds, trained, monkeypatch):
+def test_a_new_field_of_recipe_keeps_the_cache_valid(run_folds, watched_fit, monkeypatch):
     first = run_folds()
-    trained.clear()
+    watched_fit.reset_mock()
 
     @dataclass(frozen=True)
     class LaterRecipe(Recipe):
@@ -258,9 +214,9 @@ def test_a_field_that_is_added_to_recipe_keeps_the_cache_valid(run_folds, traine
         monkeypatch.setattr(module, "Recipe", LaterRecipe)
     later = LaterRecipe(**RECIPE.changes())
     assert np.array_equal(run_folds(recipe=later), first)
-    assert trained == []
+    watched_fit.assert_not_called()
     run_folds(recipe=replace(later, new_option=1))
-    assert len(trained) == 3
+    assert watched_fit.call_count == 3
 
 
 def test_a_class_smaller_than_the_folds_is_named(run_folds):

@@ -1,10 +1,8 @@
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from scipy import stats
 
-from common.metrics.comparison import compare, metrics_of, paired_p
+from common.metrics.comparison import Summary, compare, metrics_of, paired_p
 from common.metrics.intervals import t_interval
 from common.metrics.report import report
 
@@ -20,25 +18,28 @@ def run_result(errors, seed):
     return {"diverged": None, "report": r.as_dict()}
 
 
-def results_of(**errors):
-    """Return results of 5 seeds for each recipe, with about this number of errors."""
-    return {
-        name: [run_result(n + seed % 3, 100 * n + seed) for seed in range(5)]
-        for name, n in errors.items()
-    }
+# Results of 5 seeds for each recipe, with about this number of errors.
+RESULTS = {
+    name: [run_result(n + seed % 3, 100 * n + seed) for seed in range(5)]
+    for name, n in (("plain", 40), ("same", 40), ("better", 10))
+}
 
 
-def values_of(runs, metric):
-    return np.array([run["report"][metric] for run in runs])
-
-
-def test_mean_deviation_and_interval_are_over_seeds():
-    results = results_of(plain=40, better=10)
-    summary = compare(results)["better"]["accuracy"]
-    values = values_of(results["better"], "accuracy")
-    assert summary.mean == pytest.approx(values.mean())
-    assert summary.deviation == pytest.approx(values.std(ddof=1))
-    assert summary.interval == pytest.approx(t_interval(values))
+def test_summaries_are_over_seeds_and_differences_from_the_first_recipe():
+    compared = compare(RESULTS)
+    plain, better = (
+        np.array([run["report"]["g_mean"] for run in RESULTS[name]])
+        for name in ("plain", "better")
+    )
+    # Holm's correction doubles the smaller of two p-values.
+    p = 2 * stats.ttest_rel(better, plain).pvalue
+    expected = better.mean(), better.std(ddof=1), (better - plain).mean(), p
+    s = compared["better"]["G-mean"]
+    assert (s.mean, s.deviation, s.difference, s.p) == pytest.approx(expected)
+    assert s.interval == pytest.approx(t_interval(better))
+    assert s.significant
+    assert not compared["same"]["G-mean"].significant
+    assert compared["plain"]["G-mean"].p is None
 
 
 def test_an_interval_stays_between_0_and_1():
@@ -48,39 +49,22 @@ def test_an_interval_stays_between_0_and_1():
     assert high == 1.0
 
 
-def test_differences_are_paired_with_the_first_recipe():
-    results = results_of(plain=40, same=40, better=10)
-    compared = compare(results)
-    plain, better = (values_of(results[name], "g_mean") for name in ("plain", "better"))
-    summary = compared["better"]["G-mean"]
-    assert summary.difference == pytest.approx((better - plain).mean())
-    # Holm's correction doubles the smaller of two p-values.
-    assert summary.p == pytest.approx(2 * stats.ttest_rel(better, plain).pvalue)
-    assert summary.significant
-    assert not compared["same"]["G-mean"].significant
-    assert compared["plain"]["G-mean"].p is None
-
-
-def test_metrics_are_those_of_the_report():
+def test_one_seed_has_the_metrics_of_its_report_and_the_intervals_of_the_images():
     run = run_result(20, 0)
     metrics, r = metrics_of(run), run["report"]
     assert metrics["G-mean"] == (r["g_mean"], r["intervals"]["g_mean"])
     assert metrics["macro F1"] == (r["macro"]["f1"], r["intervals"]["macro_f1"])
     assert metrics["recall of cat"] == (r["recall"][2], r["intervals"]["recall"][2])
     assert len(metrics) == 7
-
-
-def test_one_seed_has_the_interval_of_the_images():
-    run = run_result(20, 0)
-    summary = compare({"one": [run]})["one"]["recall of cat"]
-    assert summary.interval == tuple(run["report"]["intervals"]["recall"][2])
-    assert (summary.deviation, summary.p) == (None, None)
+    for name, summary in compare({"one": [run]})["one"].items():
+        value, interval = metrics[name]
+        assert summary == Summary(value, None, tuple(interval), 0, None)
 
 
 def test_a_recipe_with_a_diverged_run_is_left_out():
     broken = {"broken": [{"diverged": "at step 3"}]}
-    compared = compare(broken | results_of(plain=40, better=10))
-    assert list(compared) == ["plain", "better"]
+    compared = compare(broken | RESULTS)
+    assert list(compared) == ["plain", "same", "better"]
     assert compared["plain"]["accuracy"].p is None  # the reference
     assert compare(broken) == {}
 

@@ -1,26 +1,25 @@
 """Every figure: its source, its n, nothing clipped, and the values that it shows."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch
 from conftest import EMPTY, random_part
+from matplotlib.figure import Figure
 from PIL import Image
 from sklearn.metrics import confusion_matrix
 
 from common.attacks.robustness import AttackCurve, AttackResult
+from common.dataset.duplicates import Pair, rows
 from common.dataset.label_fixes import Suspect
-from common.dataset.split import Split
+from common.dataset.split import LabelledImages, Split
 from common.inspection import data_statistics
 from common.metrics.comparison import compare
-from common.metrics.report import report as make_report
+from common.metrics.report import report
 from common.reporting import (
     attack_figures,
     attack_pictures,
     contact_sheets,
     data_figures,
-    figures,
     learning_rate_figures,
     training_figures,
 )
@@ -30,150 +29,147 @@ from common.training.recipe import Recipe
 CLASSES = ("car", "truck", "cat")
 PART = random_part((30, 12, 6))
 SOURCE = "a source with a name"
+ABOUT = f"{SOURCE}; n = 48"
 SPLIT = Split(PART, EMPTY, PART, CLASSES, SOURCE, "a-b", 0)
-
-
-def drawn(path):
-    """Return a function that draws each figure, by name."""
-    stats = data_statistics.image_statistics(PART.images)
-    titles = [str(i) for i in range(48)]
-    report = make_report(PART.labels, PART.labels.flip(0), CLASSES)
-    counts = {"train": [30, 12, 6]}
-    run = {"diverged": None, "report": report.as_dict()}
-    compared = compare({"original": [run], "a-rather-long-name": [run]})
-    picture, about = PART.images[0] / 255, f"{SOURCE}; n = 48"
-    result = AttackResult(report, 4, 40, {"L1": 1.0, "L2": 1.0, "Linf": 0.1})
-    curve = AttackCurve(
-        "FGSM", "", "1/255", False, dict.fromkeys(("0", "8", "32"), result), 1.0
-    )
-    fooled = {"fooled": 4, "images": 4, "interval": (0.5, 1.0), "medians": {"L1": 8.0}}
-    missed = fooled | {"fooled": 0, "interval": (0.0, 0.5), "medians": {"L1": None}}
-    return {
-        "class_counts": lambda: data_figures.class_counts(path, counts, CLASSES, SOURCE),
-        "class_shares": lambda: data_figures.class_shares(path, counts, CLASSES, SOURCE),
-        "samples": lambda: data_figures.samples(path, *PART, CLASSES, SOURCE),
-        "class_order": lambda: data_figures.class_order(
-            path, PART.labels, CLASSES, data_statistics.runs_test(PART.labels), SOURCE
-        ),
-        "image_statistics": lambda: data_figures.image_statistics(
-            path, *stats.values(), PART.labels, CLASSES, [3, 4], SOURCE
-        ),
-        "outlier_images": lambda: data_figures.outlier_images(
-            path, PART.images, titles, {"brightness": np.array([5, 1])}, SOURCE
-        ),
-        "confusion": lambda: training_figures.confusion(path, report, "A title", SOURCE),
-        "recipes": lambda: training_figures.recipes_compared(
-            path, compared, "G-mean", 1, SPLIT
-        ),
-        "attack_curves": lambda: attack_figures.accuracy_curves(
-            path, {"FGSM": curve, "PGD": curve}, [0, 8, 32], "A title", about
-        ),
-        "picture_grid": lambda: attack_figures.picture_grid(
-            path,
-            {
-                "car to truck": [(picture, "original\ncar 100%")] * 3,
-                "shorter": [
-                    (attack_figures.noise_picture(picture - 0.5, 2, grey=True), "noise")
-                ],
-            },
-            "A title",
-            about,
-        ),
-        "noise_tradeoff": lambda: attack_figures.noise_tradeoff(
-            path, {0.01: fooled, 0.1: missed}, 3.0, "L1", "A title", about
-        ),
-        "label_joint": lambda: data_figures.label_joint(
-            path, np.array([[40, 2, 0], [1, 3, 0], [0, 1, 1]]) / 48, CLASSES, 48, SOURCE
-        ),
-        "suspects": lambda: contact_sheets.suspects_figure(
-            path, [Suspect(i, "", "truck", "cat", 0.5) for i in range(9)], PART.images, SOURCE
-        ),
-        "range_test": lambda: learning_rate_figures.range_test_figure(
-            path,
-            RangeTest([0.1, 0.2, 0.4], [2.0, 1.0, 3.0], [2.0, 1.5, 2.0], 0.2, 0.4),
-            "A title",
-            Recipe(loss="focal"),
-            about,
-        ),
-        "loss": lambda: training_figures.loss(
-            path, [2.0, 1.0], [2.5], "focal loss", "A title", about
-        ),
-    }
+REPORT = report(PART.labels, PART.labels.flip(0), CLASSES)
+COUNTS = {"train": [30, 12, 6]}
+PICTURE = PART.images[0] / 255
+RUN = {"diverged": None, "report": REPORT.as_dict()}
+CURVE = AttackCurve(
+    "FGSM", "", "1/255", False,
+    dict.fromkeys("038", AttackResult(REPORT, 4, 40, {"L1": 1.0, "L2": 1.0, "Linf": 0.1})), 1.0,
+)  # fmt: skip
+FOOLED = {"fooled": 4, "images": 4, "interval": (0.5, 1.0), "medians": {"L1": 8.0}}
+MISSED = FOOLED | {"fooled": 0, "interval": (0.0, 0.5), "medians": {"L1": None}}
+FIGURES = {
+    "class_counts": (data_figures.class_counts, COUNTS, CLASSES, SOURCE),
+    "class_shares": (data_figures.class_shares, COUNTS, CLASSES, SOURCE),
+    "samples": (data_figures.samples, *PART, CLASSES, SOURCE),
+    "class_order": (
+        data_figures.class_order, PART.labels, CLASSES,
+        data_statistics.runs_test(PART.labels), SOURCE,
+    ),
+    "image_statistics": (
+        data_figures.image_statistics,
+        *data_statistics.image_statistics(PART.images).values(),
+        PART.labels, CLASSES, [3, 4], SOURCE,
+    ),
+    "outlier_images": (
+        data_figures.outlier_images, PART.images, [str(i) for i in range(48)],
+        {"brightness": np.array([5, 1])}, SOURCE,
+    ),
+    "confusion": (training_figures.confusion, REPORT, "A title", SOURCE),
+    "recipes": (
+        training_figures.recipes_compared,
+        compare({"original": [RUN], "a-rather-long-name": [RUN]}), "G-mean", 1, SPLIT,
+    ),
+    "attack_curves": (
+        attack_figures.accuracy_curves, {"FGSM": CURVE, "PGD": CURVE}, [0, 8, 32],
+        "A title", ABOUT,
+    ),
+    "picture_grid": (
+        attack_figures.picture_grid,
+        {
+            "car to truck": [(PICTURE, "original\ncar 100%")] * 3,
+            "shorter": [(attack_figures.noise_picture(PICTURE - 0.5, 2, grey=True), "noise")],
+        },
+        "A title", ABOUT,
+    ),
+    "noise_tradeoff": (
+        attack_figures.noise_tradeoff, {0.01: FOOLED, 0.1: MISSED}, 3.0, "L1", "A title", ABOUT,
+    ),
+    "label_joint": (
+        data_figures.label_joint, np.array([[40, 2, 0], [1, 3, 0], [0, 1, 1]]) / 48, CLASSES,
+        48, SOURCE,
+    ),
+    "suspects": (
+        contact_sheets.suspects_figure,
+        [Suspect(i, "", "truck", "cat", 0.5) for i in range(9)], PART.images, SOURCE,
+    ),
+    "range_test": (
+        learning_rate_figures.range_test_figure,
+        RangeTest([0.1, 0.2, 0.4], [2.0, 1.0, 3.0], [2.0, 1.5, 2.0], 0.2, 0.4),
+        "A title", Recipe(loss="focal"), ABOUT,
+    ),
+    "loss": (training_figures.loss, [2.0, 1.0], [2.5], "focal loss", "A title", ABOUT),
+}  # fmt: skip
 
 
 @pytest.fixture
-def figure_of(tmp_path, monkeypatch):
-    """The matplotlib Figure that is saved under a name."""
+def draw(tmp_path, monkeypatch):
+    """Draw a figure, check that its file is a PNG, and return the matplotlib Figure."""
 
-    def draw(name):
-        seen = []
-        save = figures.Figure.savefig
-        monkeypatch.setattr(
-            figures.Figure, "savefig", lambda self, path: seen.append(self) or save(self, path)
-        )
-        path = tmp_path / "figures" / f"{name}.png"
-        assert drawn(path)[name]() == path
+    def draw(function, *arguments, **options):
+        saved, savefig = [], Figure.savefig
+
+        def recorded(figure, path):
+            saved.append(figure)
+            savefig(figure, path)
+
+        monkeypatch.setattr(Figure, "savefig", recorded)
+        path = tmp_path / "figures" / "figure.png"
+        assert function(path, *arguments, **options) == path
         with Image.open(path) as image:
             assert image.format == "PNG"
-        return seen[0]
+        return saved[0]
 
     return draw
 
 
-@pytest.mark.parametrize("name", drawn(None))
-def test_every_figure_names_its_source_and_n(figure_of, name):
-    figure = figure_of(name)
-    assert figure.get_suptitle()
-    assert SOURCE in figure.get_supxlabel()
-    assert "n = 48" in figure.get_supxlabel()
-
-
-@pytest.mark.parametrize("name", drawn(None))
-def test_no_text_is_clipped(figure_of, name):
-    figure = figure_of(name)
+def boxes_of_texts(figure):
+    """Return the boxes of all texts; check that no text is clipped by the figure's edge."""
     width, height = figure.canvas.get_width_height()
     texts = [figure._suptitle, figure._supxlabel]
     for axes in figure.axes:
         texts += [axes.title, axes.xaxis.label, axes.yaxis.label, *axes.texts]
-    for text in texts:
-        box = text.get_window_extent()
-        if text.get_text() and text.get_visible():
-            assert box.x0 >= 0, text
-            assert box.y0 >= 0, text
-            assert box.x1 <= width, text
-            assert box.y1 <= height, text
+    shown = [text for text in texts if text.get_text() and text.get_visible()]
+    boxes = [text.get_window_extent() for text in shown]
+    for text, box in zip(shown, boxes, strict=True):
+        assert min(box.x0, box.y0, width - box.x1, height - box.y1) >= 0, text
+    return boxes
 
 
-def test_counts_are_the_bars(figure_of):
-    (axes,) = figure_of("class_counts").axes
+def text_of(texts):
+    return [text.get_text() for text in texts]
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_every_figure_names_its_source_and_n_and_no_text_is_clipped(draw, name):
+    figure = draw(*FIGURES[name])
+    assert figure.get_suptitle()
+    assert SOURCE in figure.get_supxlabel()
+    assert "n = 48" in figure.get_supxlabel()
+    boxes_of_texts(figure)
+
+
+def test_counts_are_the_bars(draw):
+    (axes,) = draw(*FIGURES["class_counts"]).axes
     assert [bar.get_height() for bar in axes.patches] == [30, 12, 6]
-    assert [label.get_text() for label in axes.get_xticklabels()] == list(CLASSES)
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["train"]
+    assert text_of(axes.get_xticklabels()) == list(CLASSES)
+    assert text_of(axes.get_legend().get_texts()) == ["train"]
 
 
-def test_confusion_shows_counts_in_their_cells(figure_of):
-    axes = figure_of("confusion").axes[0]
+def test_confusion_shows_counts_in_their_cells(draw):
+    axes = draw(*FIGURES["confusion"]).axes[0]
     matrix = confusion_matrix(PART.labels, PART.labels.flip(0))
     shown = {text.get_position(): text.get_text() for text in axes.texts}
     for row, column in np.ndindex(3, 3):
         assert shown[column, row].startswith(f"{matrix[row, column]}\n")
 
 
-def test_samples_are_of_their_class(figure_of):
-    axes = [a for a in figure_of("samples").axes if a.images]
-    assert len(axes) == 26  # ten cars, ten trucks, six cats
-    for a in axes:
-        expected = PART.images[int(a.get_title())].permute(1, 2, 0)
-        assert torch.equal(torch.from_numpy(np.asarray(a.images[0].get_array())), expected)
+def test_samples_are_of_their_class(draw):
+    shown = [axes for axes in draw(*FIGURES["samples"]).axes if axes.images]
+    positions = [*range(10), *range(30, 40), *range(42, 48)]  # ten cars, ten trucks, six cats
+    assert [int(axes.get_title()) for axes in shown] == positions
+    for axes, position in zip(shown, positions, strict=True):
+        expected = PART.images[position].permute(1, 2, 0)
+        np.testing.assert_array_equal(axes.images[0].get_array(), expected)
 
 
-def test_recipes_have_their_value_and_interval(figure_of):
-    (axes,) = figure_of("recipes").axes
-    r = make_report(PART.labels, PART.labels.flip(0), CLASSES)
-    bars = [line.get_xdata() for line in axes.lines if len(line.get_xdata()) == 2]
-    dots = [line.get_xdata() for line in axes.lines if len(line.get_xdata()) == 1]
-    assert [tuple(bar) for bar in bars] == [tuple(r.intervals["g_mean"])] * 2
-    assert dots == [[r.g_mean]] * 2
+def test_recipes_have_their_value_and_interval(draw):
+    (axes,) = draw(*FIGURES["recipes"]).axes
+    shown = [tuple(line.get_xdata()) for line in axes.lines]
+    assert shown == [tuple(REPORT.intervals["g_mean"]), (REPORT.g_mean,)] * 2
 
 
 def test_noise_is_shown_around_grey():
@@ -183,16 +179,28 @@ def test_noise_is_shown_around_grey():
     assert torch.allclose(shown[0], torch.tensor([[0.7, 0.5], [0.5, 0.9]]))
     assert torch.allclose(shown[1], torch.tensor([[0.5, 0.0], [0.5, 0.9]]))
     grey = attack_figures.noise_picture(noise, 3, grey=True)
-    assert torch.allclose(grey[0], torch.tensor([[0.6, 0.0], [0.5, 1.0]]))
-    assert torch.equal(grey[0], grey[1])
+    assert torch.allclose(grey, torch.tensor([[0.6, 0.0], [0.5, 1.0]]).expand(3, 2, 2))
 
 
-def test_the_loss_figure_names_the_loss(figure_of):
-    (axes,) = figure_of("loss").axes
-    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+def test_figures_of_losses_name_the_loss(draw):
+    (axes,) = draw(*FIGURES["loss"]).axes
+    labels = text_of(axes.get_legend().get_texts())
     assert labels == ["training: focal loss", "validation: cross-entropy"]
-    (axes,) = figure_of("range_test").axes
+    (axes,) = draw(*FIGURES["range_test"]).axes
     assert axes.get_ylabel() == "training: focal loss (nats)"
+
+
+def test_a_diverged_curve_ends_in_a_cross_and_an_arrow_marks_values_off_the_scale():
+    axes = Figure().subplots()
+    draw_curve, top = learning_rate_figures._curve, learning_rate_figures.TOP
+    assert draw_curve(axes, 0, [1.0, 0.5, 99.0, 0.7], True, 1.0, "C0", "0.5")
+    curve, arrows, cross = axes.lines
+    assert curve.get_xydata().tolist() == [[0, 1.0], [1, 0.5], [2, top], [3, 0.7]]
+    assert (arrows.get_marker(), arrows.get_xdata().tolist()) == ("^", [2])
+    assert (cross.get_marker(), cross.get_xydata().tolist()) == ("x", [[3, 0.7]])
+    axes = Figure().subplots()
+    assert not draw_curve(axes, 1, [1.0, 0.5], False, 1.0, "C0", "0.005")
+    assert [line.get_marker() for line in axes.lines if len(line.get_xdata())] == ["o"]
 
 
 def test_a_row_with_nothing_to_show_is_named(monkeypatch):
@@ -212,3 +220,42 @@ def test_a_row_with_nothing_to_show_is_named(monkeypatch):
     )  # fmt: skip
     assert captions["a_fgsm"].endswith("; none to show of: truck, cat")
     assert captions["a_noise"].endswith("; none to show of: truck to car")
+
+
+# Duplicates
+
+TRAIN = random_part((1, 1, 1))
+TEST = LabelledImages(random_part((3,), seed=1).images, torch.tensor([1, 0, 0]))
+PAIRS_SPLIT = Split(TRAIN, EMPTY, TEST, CLASSES, SOURCE, "a-b", 0)
+PAIRS = [Pair(1, 0, 0.0, False), Pair(0, 2, 0.012345, True), Pair(2, 1, 0.05, False)]
+ROWS = rows(PAIRS, ("train", "test"), (TRAIN.labels, TEST.labels), ((), ()), CLASSES)
+
+
+def test_both_images_of_a_pair_are_shown_and_conflicts_come_first_and_are_red(draw):
+    shown = draw(contact_sheets.duplicates_figure, ROWS[::-1], PAIRS_SPLIT).axes[:3]
+    assert [axes.get_title() for axes in shown] == [
+        "train 2 cat | test 1 car\nCONFLICT, near 0.0500",
+        "train 1 truck | test 0 truck\nexact",
+        "train 0 car | test 2 car\nnear 0.0123, mirrored",
+    ]
+    styles = [(axes.title.get_color(), axes.title.get_fontweight()) for axes in shown]
+    assert styles[0] == (contact_sheets.RED, "bold")
+    assert contact_sheets.RED not in {colour for colour, _ in styles[1:]}
+    pair = np.moveaxis(np.asarray(shown[0].images[0].get_array()), -1, 0)
+    np.testing.assert_array_equal(pair[:, :, :32], TRAIN.images[2])
+    np.testing.assert_array_equal(pair[:, :, -32:], TEST.images[1])
+
+
+def test_the_caption_of_duplicates_states_source_and_numbers(draw):
+    figure = draw(contact_sheets.duplicates_figure, ROWS, PAIRS_SPLIT, most=2)
+    assert len([axes for axes in figure.axes if axes.images]) == 2
+    for words in (SOURCE, "n = 3 train, 3 test", "2 of 3 pairs", "1 of all"):
+        assert words in figure.get_supxlabel()
+
+
+def test_long_titles_neither_overlap_nor_leave_the_figure(draw):
+    changes = {"first_index": 2, "first_label": "an automobile", "conflict": "yes"}
+    long_rows = [row | changes for row in ROWS * 3]
+    boxes = boxes_of_texts(draw(contact_sheets.duplicates_figure, long_rows, PAIRS_SPLIT))
+    for k, box in enumerate(boxes):
+        assert not any(box.overlaps(other) for other in boxes[:k])

@@ -1,7 +1,5 @@
 """Runs sent to a dask scheduler and two workers on this machine."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess
@@ -52,32 +50,33 @@ def cluster(tmp_path):
         process.wait()
 
 
-def test_a_killed_worker_loses_no_result(cluster, tmp_path):
-    address, workers = cluster
+@pytest.fixture
+def train(tmp_path):
+    """Train six short runs in tmp_path/FOLDER; yield each with its result."""
     split = load("synthetic", dry_run=True, cache=tmp_path / "cache")
-    runs = [Run("tiny", Recipe(epochs=1, batch_size=20), s) for s in range(6)]
+    runs = [Run("tiny", Recipe(epochs=1, batch_size=20), seed) for seed in range(6)]
+    return lambda folder, **settings: train_all(
+        runs, split, tmp_path / folder, device="cpu", threads=1, **settings
+    )
+
+
+def test_a_killed_worker_loses_no_result(cluster, train, tmp_path):
+    address, workers = cluster
     ended = []
-    for run, result in train_all(
-        runs, split, tmp_path / "far", device="cpu", jobs=2, threads=1, cluster=address
-    ):
+    for run, result in train("far", jobs=2, cluster=address):
         if not ended:
             workers[0].send_signal(signal.SIGKILL)
-        ended.append(run)
+        ended.append(run.seed)
         assert result["diverged"] is None
-    assert sorted(run.seed for run in ended) == list(range(6))
-    for _ in train_all(runs[:2], split, tmp_path / "near", device="cpu", jobs=1, threads=1):
-        pass
+    assert sorted(ended) == list(range(6))
+    list(train("near", jobs=1))
     for file in ("tiny.pt", "tiny-seed1.pt"):
         assert (tmp_path / "far" / file).read_bytes() == (tmp_path / "near" / file).read_bytes()
 
 
-def test_a_scheduler_that_does_not_answer_is_named(tmp_path, monkeypatch):
-    split = load("synthetic", dry_run=True, cache=tmp_path / "cache")
+def test_a_scheduler_that_does_not_answer_is_named(train, monkeypatch):
     monkeypatch.setattr(runs_module, "CONNECT_SECONDS", 1)
-    runs = [Run("tiny", Recipe(), 0)]
     address = "tcp://127.0.0.1:9"
     with pytest.raises(InputError, match=f"--cluster {address}: no dask scheduler") as caught:
-        list(train_all(
-            runs, split, tmp_path, device="cpu", jobs=1, threads=1, cluster=address
-        ))  # fmt: skip
+        list(train("none", jobs=1, cluster=address))
     assert "\n" not in str(caught.value)

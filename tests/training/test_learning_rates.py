@@ -1,14 +1,11 @@
 """Verdicts on learning rates, the loss before training, and the range test."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from conftest import EMPTY, random_part
 
 from common.errors import DivergedError
@@ -18,9 +15,11 @@ from common.training import learning_rates
 from common.training.fit import fit
 from common.training.learning_rates import best_rate, range_test, start_loss, verdict
 from common.training.recipe import Recipe
+from common.training.sampling import epoch_order
 
 CPU = torch.device("cpu")
 TRAIN = random_part((12, 8, 6))
+INVERSE = {"class_weights": "inverse"}
 
 
 @pytest.mark.parametrize(
@@ -44,7 +43,7 @@ def test_verdicts(curve, diverged_at, expected):
     assert verdict(1.1, history, lowest=0.2) == expected
 
 
-def test_the_best_rate_has_the_best_g_mean_and_of_equals_the_lower_loss():
+def test_best_rate_has_the_best_g_mean_and_among_equals_the_lowest_loss():
     def result(g_mean, loss, diverged=None):
         history = {"validation_loss": [9.0, loss]}
         return {"validation": {"g_mean": g_mean}, "history": history, "diverged": diverged}
@@ -55,118 +54,108 @@ def test_the_best_rate_has_the_best_g_mean_and_of_equals_the_lower_loss():
     assert best_rate({0.1: {"diverged": "x"}}) is None
 
 
+def untrained(**arguments):
+    return build("simple-cnn", {"classes": 3, **arguments})
+
+
 @pytest.mark.parametrize(
     ("change", "weights"),
     [
         ({}, [1, 1, 1]),
-        ({"class_weights": "inverse"}, [26 / 12, 26 / 8, 26 / 6]),
-        ({"class_weights": "inverse", "reweight_from": 0.5}, [1, 1, 1]),
+        (INVERSE, [26 / 12, 26 / 8, 26 / 6]),
+        (INVERSE | {"reweight_from": 0.5}, [1, 1, 1]),
+        ({"sampler": "balanced"}, [1, 1, 1]),
     ],
 )
-def test_the_loss_before_training_is_that_of_a_slow_loop(change, weights):
-    network = build("simple-cnn", {"classes": 3, "dropout": 0.0})
-    total = counted = 0.0
-    with torch.no_grad():
-        for image, label in zip(TRAIN.images, TRAIN.labels.tolist(), strict=True):
-            p = network(image[None] / 255).softmax(1)[0, label].item()
-            total -= weights[label] * math.log(p)
-            counted += weights[label]
-    found = start(network, batch_size=26, **change)
-    assert found == pytest.approx(total / counted, rel=1e-5)
-
-
-def test_the_loss_before_training_is_of_what_is_drawn():
-    network = build("simple-cnn", {"classes": 3, "dropout": 0.0})
-    drawn = torch.multinomial(
-        (1 / torch.tensor([12.0, 8, 6]))[TRAIN.labels].double(), 26, replacement=True,
-        generator=torch.Generator().manual_seed(5),
-    )  # fmt: skip
-    logits = predict(network, TRAIN.images)
-    expected = F.cross_entropy(logits[drawn], TRAIN.labels[drawn]).item()
-    assert start(network, batch_size=26, sampler="balanced") == pytest.approx(
-        expected, rel=1e-5
-    )
+def test_start_loss_is_the_weighted_mean_of_the_drawn_examples(change, weights):
+    network, recipe = untrained(dropout=0.0), Recipe(batch_size=26, **change)
+    drawn = epoch_order(TRAIN.labels, recipe, 0, 3, torch.Generator().manual_seed(5))
+    log_p = predict(network, TRAIN.images[drawn]).log_softmax(1)
+    labels = TRAIN.labels[drawn]
+    w = torch.tensor(weights)[labels]
+    expected = -(w * log_p[range(26), labels]).sum() / w.sum()
+    found = start_loss(network, TRAIN, recipe, seed=5, device=CPU)
+    assert found == pytest.approx(expected.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize(
     "change", [{}, {"mix": "cutmix"}, {"weight_decay": 0.1, "augment": ("colour",)}]
 )
-def test_the_loss_before_training_is_what_a_rate_near_0_keeps(change):
-    """With dropout, mixing and augmentation, which the epochs' losses have too."""
-    network = build("simple-cnn", {"classes": 3})
+def test_start_loss_is_the_loss_of_an_epoch_at_a_rate_near_0(change):
+    """Both have dropout, mixing and augmentation."""
+    network, recipe = (
+        untrained(),
+        Recipe(batch_size=13, learning_rate=1e-12, epochs=1, **change),
+    )
     before = network.fc1.weight.clone()
-    found = start(network, batch_size=13, **change)
+    found = start_loss(network, TRAIN, replace(recipe, learning_rate=0.1), seed=5, device=CPU)
     assert torch.equal(network.fc1.weight, before)
-    recipe = Recipe(batch_size=13, learning_rate=1e-12, epochs=1, **change)
     history = fit(network, TRAIN, EMPTY, recipe, seed=5, device=CPU)
     assert found == pytest.approx(history.loss[0], rel=1e-5)
 
 
-def start(network, **change):
-    return start_loss(network, TRAIN, Recipe(**change), seed=5, device=CPU)
+def run_range_test(network=None, examples=TRAIN, lowest=1e-4, highest=1.0, **change):
+    network, recipe = network or untrained(), Recipe(**{"batch_size": 1} | change)
+    limits = {"lowest": lowest, "highest": highest}
+    return range_test(network, examples, recipe, **limits, seed=0, device=CPU)
 
 
-def ranged(network=None, examples=TRAIN, lowest=1e-4, highest=1.0, **change):
-    return range_test(
-        network or build("simple-cnn", {"classes": 3}),
-        examples,
-        replace(Recipe(batch_size=1), **change),
-        lowest=lowest,
-        highest=highest,
-        seed=0,
-        device=CPU,
-    )
+@pytest.fixture
+def fake_training(monkeypatch):
+    """Let each step have the loss loss_at(rate); return the list of the rates used."""
+
+    def replace_training(loss_at):
+        rates = []
+
+        def steps(network, examples, recipe, optimizer, scheduler, **_):
+            while True:
+                rates.append(optimizer.param_groups[0]["lr"])
+                yield torch.tensor(loss_at(rates[-1]))
+                optimizer.step()
+                scheduler.step()
+
+        monkeypatch.setattr(learning_rates, "train_steps", steps)
+        return rates
+
+    return replace_training
 
 
 def test_the_range_test_leaves_the_network_as_it_is():
-    network = build("simple-cnn", {"classes": 3})
+    network = untrained()
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    test = ranged(network)
+    test = run_range_test(network)
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     assert all(p.grad is None for p in network.parameters())
-    assert ranged(network).losses == test.losses
+    assert run_range_test(network).losses == test.losses
 
 
-def test_the_rates_grow_by_a_constant_factor_whatever_the_schedule(monkeypatch):
-    used = []
-
-    def steps(network, examples, recipe, optimizer, scheduler, **_):
-        for _ in range(26):
-            used.append(optimizer.param_groups[0]["lr"])
-            optimizer.step()
-            scheduler.step()
-            yield torch.tensor(1.0)
-
-    monkeypatch.setattr(learning_rates, "train_steps", steps)
-    test = ranged(schedule="one-cycle")
+def test_the_rates_grow_by_a_constant_factor_whatever_the_schedule(fake_training):
+    used = fake_training(lambda rate: 1.0)
+    test = run_range_test(schedule="one-cycle")
     assert test.rates == pytest.approx(np.geomspace(1e-4, 1.0, 26).tolist())
     assert used == pytest.approx(test.rates)
     assert test.edge is None
 
 
 @pytest.mark.parametrize("centre", [1e-3, 1e-2])
-def test_suggestion_and_edge_of_a_known_curve(monkeypatch, centre):
+def test_suggestion_and_edge_of_a_known_curve(fake_training, centre):
     noise = np.random.default_rng(0)
 
-    def steps(network, examples, recipe, optimizer, scheduler, **_):
-        while True:
-            rate = optimizer.param_groups[0]["lr"]
-            fall = 1 / (1 + math.exp(-4 * math.log(rate / centre)))
-            explosion = rate / 0.3 if rate > 0.3 else 0.0
-            yield torch.tensor(1.1 - 0.8 * fall + explosion**2 + noise.normal() * 0.02)
-            optimizer.step()
-            scheduler.step()
+    def loss_at(rate):
+        fall = 1 / (1 + math.exp(-4 * math.log(rate / centre)))
+        explosion = rate / 0.3 if rate > 0.3 else 0.0
+        return 1.1 - 0.8 * fall + explosion**2 + noise.normal() * 0.02
 
-    monkeypatch.setattr(learning_rates, "train_steps", steps)
-    test = ranged(examples=random_part((400, 300, 300)), highest=10.0)
+    fake_training(loss_at)
+    test = run_range_test(examples=random_part((400, 300, 300)), highest=10.0)
     assert test.suggestion == pytest.approx(centre, rel=0.25)
     assert 0.3 < test.edge < 1.0
     assert test.rates[-1] <= test.edge
 
 
 def test_a_loss_that_is_not_finite_ends_the_range_test():
-    test = ranged(lowest=1e-3, highest=1e12, batch_size=2)
+    test = run_range_test(lowest=1e-3, highest=1e12, batch_size=2)
     assert test.edge is not None
     assert len(test.losses) < 13
     with pytest.raises(DivergedError, match="lower range"):
-        ranged(lowest=1e30, highest=1e31)
+        run_range_test(lowest=1e30, highest=1e31)

@@ -1,8 +1,7 @@
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch
+from conftest import check_seed, random_part
 
 from common.training.mixing import draw_mixing, mix
 from common.training.recipe import Recipe
@@ -11,7 +10,7 @@ MIXES = ("mixup", "cutmix")
 
 
 def random_images(n=64):
-    return torch.rand(n, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    return random_part((n,)).images / 255
 
 
 def mixed(x, kind, rng=0, **options):
@@ -23,35 +22,16 @@ def mixed(x, kind, rng=0, **options):
 
 @pytest.mark.parametrize("kind", MIXES)
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_mix_keeps_shape_layout_input_and_seed(kind, layout):
+def test_mix_keeps_shape_layout_and_input(kind, layout):
     x = random_images().contiguous(memory_format=layout)
-    before, state = x.clone(), np.random.get_state()[1].copy()
-    a, b, other = (mixed(x, kind, rng=seed) for seed in (0, 0, 1))
-    assert a[0].is_contiguous(memory_format=layout)
-    assert [t.shape for t in a] == [x.shape, (64,), (64,)]
-    assert [t.dtype for t in a] == [x.dtype, torch.int64, torch.float32]
-    assert all(torch.equal(one, two) for one, two in zip(a, b, strict=True))
-    assert not torch.equal(a[0], other[0])
+    before = x.clone()
+    for output in range(3):
+        check_seed(lambda seed, output=output: mixed(x, kind, seed)[output])
     assert torch.equal(x, before)
-    assert (np.random.get_state()[1] == state).all()
-
-
-@pytest.mark.parametrize("kind", MIXES)
-def test_shares_equal_the_brightness_of_mixed_black_and_white_images(kind):
-    x = torch.stack((torch.zeros(3, 32, 32), torch.ones(3, 32, 32)))
-    swapped = []
-    for seed in range(200):
-        y, partners, shares = mixed(x, kind, rng=seed)
-        if partners.tolist() == [1, 0]:
-            brightness = y.mean((1, 2, 3))
-            torch.testing.assert_close(brightness, torch.stack((1 - shares[0], shares[1])))
-            swapped.append(shares[0].item())
-        else:
-            assert partners.tolist() == [0, 1]
-            torch.testing.assert_close(y, x)
-    assert 60 < len(swapped) < 140
-    assert min(swapped) < 0.3
-    assert max(swapped) > 0.9
+    result = mixed(x, kind)
+    assert result[0].is_contiguous(memory_format=layout)
+    assert [t.shape for t in result] == [x.shape, (64,), (64,)]
+    assert [t.dtype for t in result] == [x.dtype, torch.int64, torch.float32]
 
 
 def test_mixup_is_linear_with_a_share_for_each_image():
@@ -68,27 +48,15 @@ def test_cutmix_copies_one_box_from_the_partners():
     x = random_images(8)
     clipped = 0
     for seed in range(50):
-        y, partners, shares = mixed(x, "cutmix", rng=seed)
-        changed = (y != x)[partners != torch.arange(8)].any(1)  # (n, 32, 32)
-        box = changed[0]
-        assert (changed == box).all()
+        y, partners, shares = mixed(x, "cutmix", seed)
+        changed = (y != x).any(1)[partners != torch.arange(8)]  # (n, 32, 32)
+        box = changed.any(0)
         rows, columns = box.any(1), box.any(0)
         assert torch.equal(box, rows[:, None] & columns)
         assert torch.equal(y, torch.where(box, x[partners], x))
         assert shares.tolist() == [1 - box.sum().item() / 1024] * 8
         clipped += int(rows.sum() != columns.sum())
     assert clipped > 5
-
-
-def test_mix_fills_the_given_pixels():
-    x, partners, filled = random_images(2), torch.tensor([1, 0]), torch.zeros(2, 32, 32).bool()
-    filled[0, 2:10, 5:8] = True
-    y, labels, shares = mix(x, torch.tensor([7, 8]), partners, torch.tensor([0.3, 1]), filled)
-    expected = x.clone()
-    expected[0, :, 2:10, 5:8] = x[1, :, 2:10, 5:8]
-    assert torch.equal(y, expected)
-    assert labels.tolist() == [8, 7]
-    assert shares.tolist() == pytest.approx([0.3, 1])
 
 
 @pytest.mark.parametrize("alpha", [0.2, 1.0, 8.0])
