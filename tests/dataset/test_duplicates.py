@@ -10,7 +10,7 @@ from conftest import EMPTY
 from PIL import Image
 
 from common.dataset import duplicates, synthetic
-from common.dataset.duplicates import THRESHOLD, Pair
+from common.dataset.duplicates import MIN_NEAR_DISTANCE, THRESHOLD, Pair
 
 
 def drawings(n, seed=0):
@@ -77,7 +77,7 @@ def slow_pairs(a, b):
         if (x == y).all():
             found[i, j] = (0, False)
         elif min(plain, mirrored) <= THRESHOLD:
-            found[i, j] = (min(plain, mirrored), mirrored < plain)
+            found[i, j] = (max(min(plain, mirrored), MIN_NEAR_DISTANCE), mirrored < plain)
     return found
 
 
@@ -88,7 +88,7 @@ def check_pairs(pairs, expected):
     for pair in pairs:
         distance, mirrored = expected[pair.first, pair.second]
         assert pair.distance == pytest.approx(distance, abs=1e-5)
-        assert pair.mirrored == mirrored
+        assert (pair.mirrored, pair.exact) == (mirrored, distance == 0)
 
 
 def test_search_equals_a_slow_loop(monkeypatch):

@@ -83,10 +83,8 @@ def test_start_loss_is_the_weighted_mean_of_the_drawn_examples(change, weights):
 )
 def test_start_loss_is_the_loss_of_an_epoch_at_a_rate_near_0(change):
     """Both have dropout, mixing and augmentation."""
-    network, recipe = (
-        untrained(),
-        Recipe(batch_size=13, learning_rate=1e-12, epochs=1, **change),
-    )
+    network = untrained()
+    recipe = Recipe(batch_size=13, learning_rate=1e-12, epochs=1, **change)
     before = network.fc1.weight.clone()
     found = start_loss(network, TRAIN, replace(recipe, learning_rate=0.1), seed=5, device=CPU)
     assert torch.equal(network.fc1.weight, before)
