@@ -13,7 +13,6 @@ from functools import partial
 import numpy as np
 import torch
 import torch.nn.functional as F
-from imblearn.metrics import geometric_mean_score
 from torch import nn, optim
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
@@ -21,6 +20,7 @@ from tqdm import tqdm
 from common.attacks.pgd import pgd
 from common.dataset.split import LabelledImages
 from common.errors import DivergedError
+from common.metrics.report import g_mean
 from common.networks.build import torch_seed
 from common.networks.prediction import predict, to_pixel_space
 from common.training import augmentation, losses, mixing, sampling
@@ -294,9 +294,8 @@ def _record_epoch(
 
 def _validate(network: nn.Module, validation: LabelledImages, history: History) -> None:
     logits = predict(network, validation.images)
-    score = geometric_mean_score(validation.labels, logits.argmax(1))
     history.validation_loss.append(F.cross_entropy(logits, validation.labels).item())
-    history.validation_g_mean.append(float(score))
+    history.validation_g_mean.append(g_mean(validation.labels, logits.argmax(1)))
 
 
 def _postfix(loss: float, history: History) -> dict[str, str]:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import imblearn.over_sampling as over
-import imblearn.under_sampling as under
 import torch
 import torch.nn.functional as F
 
@@ -15,12 +13,12 @@ from common.errors import InputError
 from common.training.augmentation import MAX_SHIFT, jitter, random_factors
 from common.training.recipe import Recipe
 
-RESAMPLERS = {
-    "smote": over.SMOTE,  # Chawla et al. 2002
-    "borderline-smote": over.BorderlineSMOTE,  # Han et al. 2005
-    "adasyn": over.ADASYN,  # He et al. 2008
-    "random-over": over.RandomOverSampler,
-    "random-under": under.RandomUnderSampler,
+RESAMPLERS = {  # classes of imbalanced-learn
+    "smote": "SMOTE",  # Chawla et al. 2002
+    "borderline-smote": "BorderlineSMOTE",  # Han et al. 2005
+    "adasyn": "ADASYN",  # He et al. 2008
+    "random-over": "RandomOverSampler",
+    "random-under": "RandomUnderSampler",
 }
 NEIGHBOURS = {  # imbalanced-learn's name of the option
     "smote": "k_neighbors",
@@ -118,7 +116,12 @@ def _resample(
     The size is that of the largest class (adasyn: approximately) or, for random-under, that of
     the smallest.
     """
+    # Imported here: the import takes a second, in every process that trains.
+    from imblearn import over_sampling, under_sampling
+
     option, remedy = f"--resample {recipe.resample}", "use --resample smote"
+    module = under_sampling if recipe.resample == "random-under" else over_sampling
+    resampler = getattr(module, RESAMPLERS[recipe.resample])
     counts = part.counts(len(classes))
     arguments = {"random_state": seed}
     if recipe.resample in NEIGHBOURS:
@@ -126,7 +129,7 @@ def _resample(
     # The resamplers subtract images: differences of uint8 would overflow.
     x = part.images.flatten(1).float().numpy()
     try:
-        x, y = RESAMPLERS[recipe.resample](**arguments).fit_resample(x, part.labels.numpy())
+        x, y = resampler(**arguments).fit_resample(x, part.labels.numpy())
     except (ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())  # on one line
         raise InputError(f"{option}: {reason} (imbalanced-learn); {remedy}") from None

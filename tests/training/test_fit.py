@@ -19,7 +19,6 @@ from common.training.fit import (
     make_deterministic,
     require_finite,
     train_steps,
-    update_ema,
 )
 from common.training.optimization import make_optimizer
 from common.training.recipe import Recipe
@@ -178,7 +177,7 @@ def test_averaged_weights_equal_a_slow_average(network):
 
 def test_patience_keeps_the_best_epoch(monkeypatch):
     scores = iter([0.1, 0.5, 0.4, 0.5, 0.3, 0.9])
-    monkeypatch.setattr(fit_module, "geometric_mean_score", lambda *_: next(scores))
+    monkeypatch.setattr(fit_module, "g_mean", lambda *_: next(scores))
     recipe = replace(RECIPE, epochs=6, patience=3)
     network, history = fitted(recipe, validation=TRAIN)
     assert history.best_epoch == 2
@@ -195,7 +194,7 @@ def test_denormal_numbers_count_as_0_during_training_alone(monkeypatch):
         return 1
 
     seen = []
-    monkeypatch.setattr(fit_module, "geometric_mean_score", score)
+    monkeypatch.setattr(fit_module, "g_mean", score)
     fitted(validation=TRAIN)
     assert seen == [0] * RECIPE.epochs
     assert (torch.tensor(1e-40) * 1).item() > 0
@@ -257,44 +256,3 @@ def test_synthetic_images_are_hard_without_a_remedy_and_learnable_with_one():
         predictions[recipe.sampler] = predict(network, split.test.images).argmax(1)
     assert set(predictions["shuffle"].tolist()) == {0}
     assert min(report(split.test.labels, predictions["balanced"], split.classes).recall) > 0.45
-
-
-def meta_steps(monkeypatch, name):
-    """Return a network on PyTorch's meta device, and its training steps by a named recipe.
-
-    The meta device stands in for a GPU: it refuses tensors of another device, and, because it
-    holds no data, every operation that needs a value on the host.
-    """
-    meta = torch.device("meta")
-    # The meta device has no generators; None is its default generator.
-    monkeypatch.setattr(
-        fit_module,
-        "make_generator",
-        lambda seed, device="cpu": None if device == meta else torch.Generator(),
-    )
-    recipe = small(name, precision="float32")
-    network = build(recipe.network, recipe.network_arguments(3)).to(meta)
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
-    return network, train_steps(network, MORE, recipe, optimizer, seed=0, device=meta)
-
-
-@pytest.mark.parametrize("name", RECIPES)
-def test_every_recipe_trains_on_one_device_without_waiting(monkeypatch, name):
-    network, steps = meta_steps(monkeypatch, name)
-    average = None
-    for _ in range(7):  # into the second epoch
-        assert next(steps).device.type == "meta"
-        average = update_ema(average, network, 0.9)
-    assert all(p.grad.device.type == "meta" for p in network.parameters())
-
-
-@pytest.mark.parametrize(
-    ("broken", "words"),
-    [(lambda loss: loss + torch.ones(3), "device"), (lambda loss: loss * loss.item(), "meta")],
-    ids=["another device", "waiting"],
-)
-def test_the_meta_device_notices(monkeypatch, broken, words):
-    monkeypatch.setattr(fit_module.losses, "batch_loss", lambda *args: broken(args[2].sum()))
-    _, steps = meta_steps(monkeypatch, "baseline")
-    with pytest.raises((RuntimeError, NotImplementedError), match=words):
-        next(steps)
