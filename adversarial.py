@@ -120,31 +120,31 @@ if __name__ == "__main__":
     add, epsilon = parser.add_argument, options.number(float, least=0, most=255)
     # fmt: off
     add("checkpoints", nargs="*", type=Path, metavar="CHECKPOINT",
-        help="of train.py or of the course (default: models/best.pt, else models/baseline.pt)")
+        help="checkpoint (default: models/best.pt, else models/baseline.pt)")
     add("--epsilons", nargs="+", type=epsilon, metavar="E", default=[0, 1, 2, 4, 8, 16, 32],
-        help="of the L-infinity attacks, in 1/255 (default: 0 1 2 4 8 16 32)")
+        help="epsilons of the L-infinity attacks, in 1/255 (default: 0 1 2 4 8 16 32)")
     add("--l2-epsilons", nargs="+", type=options.number(float, least=0, most=1), metavar="E",
         default=[0.125, 0.25, 0.5, 1],
-        help="of PGD in L2, in pixel values (default: 0.125 0.25 0.5 1)")
+        help="epsilons of PGD in L2, in pixel values (default: 0.125 0.25 0.5 1)")
     for name, value, help_text in (
-        ("--steps", 10, "of PGD, each of 2.5 epsilon / N"),
+        ("--steps", 10, "steps of PGD, of size 2.5 epsilon / N"),
         ("--restarts", 1, "random starts of PGD"),
-        ("--noise-steps", 50, "of each of six rounds of bisection; twice as many with --c"),
-        ("--universal-steps", 60, "to learn the universal noise, of 100 train images each"),
+        ("--noise-steps", 50, "steps of each of six bisections; with --c twice as many"),
+        ("--universal-steps", 60, "steps that learn the universal noise, of 100 images each"),
     ):
         add(name, type=options.POSITIVE, metavar="N", default=value,
             help=f"{help_text} (default: %(default)s)")
     add("--images", metavar="N", default=30,
         type=lambda text: text if text == "all" else options.POSITIVE(text),
-        help="to optimise noise for, or all (default: %(default)s, each class alike)")
+        help="number of images with optimised noise, or all (default: %(default)s)")
     add("--norm", choices=("l1", "l2"), default="l1",
-        help="norm of the optimised noise, weighted by C (default: %(default)s)")
+        help="norm of the optimised noise (default: %(default)s)")
     add("--c", type=options.RATE, metavar="C",
-        help="that weight (default: found for each image by bisection)")
+        help="weight of that norm in the loss (default: by bisection for each image)")
     add("--target", metavar="CLASS",
-        help="of optimised noise, one for all (default: each image's next class)")
+        help="target of all optimised noise (default: each image's next class)")
     add("--pairs", nargs="+", metavar="TRUE:TARGET",
-        help="drawn with optimised noise (default: the first class to each other)")
+        help="pairs in the figure of optimised noise (default: the first class to each other)")
     add("--epsilon", type=epsilon, metavar="E", default=16,
         help="bound of the universal noise, in 1/255 (default: %(default)s)")
     options.run(main, parser)

@@ -15,7 +15,7 @@ from itertools import pairwise
 
 from common import options
 from common.errors import DivergedError, InputError
-from common.training.recipes import RECIPES, title
+from common.training.recipes import RECIPES, variant_name
 
 RATES = [1e-10, 5e-5, 5e-4, 5e-3, 5e-2, 0.1, 0.5]  # those of both reports
 EPOCHS = 20
@@ -27,7 +27,7 @@ def main(args):
     if args.epochs != EPOCHS and not args.dry_run:
         name += f"+epochs={args.epochs}"
     same_epochs = replace(recipe, epochs=RECIPES[args.recipe].epochs)
-    name += title(args.recipe, same_epochs).removeprefix(args.recipe)
+    name += variant_name(args.recipe, same_epochs).removeprefix(args.recipe)
     for rate, next_rate in pairwise(sorted(args.learning_rates)):
         if rate == next_rate:
             raise InputError(f"--learning-rates: {rate:g} is given twice; leave one out")

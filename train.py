@@ -12,7 +12,7 @@ from dataclasses import asdict
 from textwrap import fill
 
 from common import options
-from common.training.recipes import REPORT_A, title
+from common.training.recipes import REPORT_A, variant_name
 
 
 def main(args):
@@ -23,7 +23,7 @@ def main(args):
         return
     recipes = options.chosen_recipes(args.recipes, args)
     if not args.dry_run:  # a dry run has a folder of its own
-        recipes = {title(name, recipe): recipe for name, recipe in recipes.items()}
+        recipes = {variant_name(name, recipe): recipe for name, recipe in recipes.items()}
     if args.validation == 0 and any(recipe.patience for recipe in recipes.values()):
         args.validation = 0.1  # early stopping selects an epoch, and needs images for it
 

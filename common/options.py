@@ -61,10 +61,11 @@ def number(
     def parse(text: str) -> Any:
         try:
             value = kind(text)
-        except ValueError:
-            value = math.nan
+            finite = math.isfinite(value)
+        except (ValueError, OverflowError):  # no number, or a whole number beyond any float
+            finite = False
         if not (
-            math.isfinite(value)
+            finite
             and (least is None or value >= least)
             and (above is None or value > above)
             and (most is None or value <= most)
@@ -103,7 +104,7 @@ def make_parser(description: str) -> Parser:
     # fmt: off
     add("--data", metavar="SOURCE", help=SOURCES)
     add("--classes", nargs="+", metavar="NAME", default=list(DEFAULT_CLASSES),
-        help="the source's classes, in label order (default: automobile truck cat)")
+        help="classes of the source, in label order (default: automobile truck cat)")
     for part, counts in (("train", "4949 466 210"), ("test", "551 51 23")):
         add(f"--{part}-counts", nargs="+", type=image_count, metavar="N",
             help=f"{part} images per class, in label order, or full: all of them (default:"
@@ -111,12 +112,12 @@ def make_parser(description: str) -> Parser:
     add("--validation", type=SHARE, default=0.0, metavar="SHARE",
         help="stratified share of the train images to hold out (default: %(default)s)")
     add("--split-seed", type=SEED, default=0, metavar="N",
-        help="which images are drawn (default: %(default)s)")
+        help="seed of the draw of images (default: %(default)s)")
     add("--label-noise", nargs="+", type=class_share, default=(), metavar="CLASS:SHARE",
         help="plant wrong labels: this share of the class's train images gets another label,"
         " such as cat:0.2 (default: none)")
     add("--label-noise-seed", type=SEED, default=0, metavar="N",
-        help="which labels are wrong (default: %(default)s)")
+        help="seed of the wrong labels (default: %(default)s)")
     add("--label-fixes", type=Path, metavar="FILE",
         help="relabel or drop the train images that FILE accepts: label_suspects.csv of"
         " inspect_data.py --audit-labels, with yes or drop in its column accept (default:"
@@ -126,7 +127,7 @@ def make_parser(description: str) -> Parser:
         " this confidence, such as 0.9 (default: none)")
     add = parser.add_argument_group("run").add_argument
     add("--seed", type=SEED, default=0, metavar="N",
-        help="weights, order and augmentation (default: %(default)s)")
+        help="seed of weights, order, dropout and augmentation (default: %(default)s)")
     add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto",
         help="auto: CUDA if there is one, else the CPU (default: %(default)s)")
     add("--threads", type=POSITIVE, metavar="N",
@@ -135,7 +136,7 @@ def make_parser(description: str) -> Parser:
         help="checkpoints go to DIR/models, figures to DIR/figures (default: the project's"
         " folder, or its dry-run/ in a dry run)")
     add("--dry-run", action="store_true",
-        help="the whole path on a handful of images; downloads nothing by itself (default:"
+        help="run everything on a handful of images, without a download (default:"
         " off)")
     # fmt: on
     return parser
@@ -149,15 +150,14 @@ def add_training(parser: argparse.ArgumentParser) -> None:
         help="leave out train images that are duplicates, exact or near, of a test image"
         " (default: off)")
     add("--jobs", type=POSITIVE, metavar="N",
-        help="runs at a time, which share the CPU threads (default: one for each core; 1 on"
-        " CUDA)")
+        help="parallel runs, which share the CPU threads (default: one per core; 1 on CUDA)")
     add("--cluster", metavar="tcp://HOST:PORT",
         help="send the runs to this dask scheduler (needs pip install distributed; default:"
         " none)")
     add("--fresh", action="store_true",
         help="train finished runs again, from the start (default: off)")
     add("--deterministic", action="store_true",
-        help="the same bits from run to run on CUDA too, where it costs time (default: off)")
+        help="repeat every bit from run to run on CUDA too, which takes longer (default: off)")
     # fmt: on
 
 

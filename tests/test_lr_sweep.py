@@ -34,6 +34,9 @@ def test_a_sweep_shows_every_rate_and_is_not_trained_twice(in_process, tmp_path)
     ranged = in_process("lr_sweep.py", *shared, "--range-test").stdout
     assert f"by validation G-mean: {saved['best_rate']:g}\n" in ranged
     assert (out / "figures/lr_sweep_original_range_test.png").stat().st_size > 10_000
+    # The sweep was of other images.
+    other = in_process("lr_sweep.py", *shared, "--range-test", "--split-seed", "1").stdout
+    assert "To compare with a sweep, first run" in other
     other = in_process("lr_sweep.py", "sampler", *shared, "--range-test").stdout
     assert "first run: python lr_sweep.py sampler" in other
 

@@ -39,7 +39,7 @@ def duplicates_figure(
     figure = new_figure(
         3.3 * COLUMNS,
         1.5 * lines + 0.8,
-        "Duplicates, with their place in their part of the data: conflicting labels first,"
+        "Duplicates, with their positions in their part: conflicting labels first,"
         " then train and test, then the most similar",
         f"{split.source}; n = {n}; {len(shown):,} of {len(rows):,} pairs shown, {conflicts:,}"
         " of all with conflicting labels; a number is a distance (0: identical pixels)",

@@ -48,8 +48,8 @@ def class_counts(
     axes = figure.subplots()
     width = 0.8 / len(parts)
     for i, (part, counts) in enumerate(parts.items()):
-        places = np.arange(len(classes)) + (i - (len(parts) - 1) / 2) * width
-        bars = axes.bar(places, counts, width * 0.95, label=part, color=colour(i))
+        positions = np.arange(len(classes)) + (i - (len(parts) - 1) / 2) * width
+        bars = axes.bar(positions, counts, width * 0.95, label=part, color=colour(i))
         shares = [f"{n:,}\n{n / sum(counts):.1%}" for n in counts]
         axes.bar_label(bars, shares, fontsize=8, padding=2)
     axes.set_xticks(range(len(classes)), classes)
@@ -102,11 +102,11 @@ def samples(
     )
     grid = figure.subplots(len(classes), columns, squeeze=False)
     for k, name in enumerate(classes):
-        places = (labels == k).nonzero().flatten().tolist()[:columns]
+        positions = (labels == k).nonzero().flatten().tolist()[:columns]
         for axes in grid[k]:
             axes.set_axis_off()
-        for axes, place in zip(grid[k], places, strict=False):
-            show(axes, images[place], str(place))
+        for axes, i in zip(grid[k], positions, strict=False):
+            show(axes, images[i], str(i))
         row_label(grid[k, 0], name)
     return save(figure, path)
 
@@ -123,16 +123,19 @@ def class_order(
         f" has {test.expected:,.0f} (z = {test.z:.2f}, p = {test.p:.2g})",
     )
     axes = figure.subplots()
-    places = [(labels == k).nonzero().flatten().numpy() for k in range(len(classes))]
+    positions = [(labels == k).nonzero().flatten().numpy() for k in range(len(classes))]
     axes.eventplot(
-        places,
+        positions,
         colors=[colour(k) for k in range(len(classes))],
         linelengths=0.8,
         linewidths=0.4,
     )
     axes.set_yticks(
         range(len(classes)),
-        [f"{name} ({len(at):,})" for name, at in zip(classes, places, strict=True)],
+        [
+            f"{name} ({len(of_class):,})"
+            for name, of_class in zip(classes, positions, strict=True)
+        ],
     )
     axes.invert_yaxis()
     axes.set_xlim(-0.5, len(labels) - 0.5)
@@ -192,7 +195,7 @@ def outlier_images(
 ) -> Path:
     """Draw two rows of pictures for each kind of outlier, the most extreme first.
 
-    found: kind -> positions in images (N, 3, 32, 32), most extreme first; titles: one for
+    found: kind -> positions in images (N, 3, S, S), most extreme first; titles: one for
     each image.
     """
     figure = new_figure(

@@ -142,21 +142,24 @@ def audit_text(
 def planted_text(table: dict[str, dict[str, float]]) -> str:
     """Return how well planted errors were found (`label_audit.against_truth`)."""
     of_all = table["all"]
+    rankings = {
+        "wrong": "P(wrong)",
+        "self_confidence": "self-confidence",
+        "normalized_margin": "normalised margin",
+    }
     rows = [
         [
             name,
             str(row["planted"]),
-            *(f"{row[k]:.3f}" for k in ("recall", "wrong", "self_confidence")),
-            f"{row['normalized_margin']:.3f}",
+            *(f"{row[score]:.3f}" for score in ("recall", *rankings)),
         ]
         for name, row in table.items()
     ]
-    headers = ["true class", "planted", "recall", "P(wrong)", "self-confidence"]
     return "\n".join(
         [
             f"Planted errors: {of_all['planted']}, listed: {of_all['recall']:.1%} (recall)",
             f"Of the list, {of_all.get('precision', 0):.1%} are planted (precision)",
             "Recall of the list, and average precision of three rankings:",
-            text_table([*headers, "normalised margin"], rows),
+            text_table(["true class", "planted", "recall", *rankings.values()], rows),
         ]
     )

@@ -21,10 +21,12 @@ COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F
 
 
 def colour(k: int) -> str:
+    """Return colour k of the palette, which repeats."""
     return COLOURS[k % len(COLOURS)]
 
 
 def new_figure(width: float, height: float, title: str, caption: str) -> Figure:
+    """Return an empty figure, width x height inches, with a caption below."""
     figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
     figure.suptitle(title, fontsize=12)
     figure.supxlabel(caption, fontsize=8, color="0.35")
@@ -32,6 +34,7 @@ def new_figure(width: float, height: float, title: str, caption: str) -> Figure:
 
 
 def save(figure: Figure, path: Path) -> Path:
+    """Write the figure to `path` as a PNG, atomically, and return `path`."""
     with atomic_write(path) as temporary:
         figure.savefig(temporary)
     return path
@@ -45,6 +48,7 @@ def show(axes: Axes, image: torch.Tensor, title: str = "") -> None:
 
 
 def row_label(axes: Axes, text: str) -> None:
+    """Write a label to the left of the first picture of a row."""
     axes.text(
         -0.15,
         0.5,

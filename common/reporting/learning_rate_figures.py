@@ -32,7 +32,7 @@ def sweep_figures(
     start: the loss before training.
     """
     title = f"Learning rates of {name}, {recipe.epochs} epochs"
-    about = (f"mean {losses.title(recipe)} (nats)", title, caption)
+    about = (f"mean {losses.loss_title(recipe)} (nats)", title, caption)
     paths = {kind: Path(f"{prefix}_{kind}.png") for kind in ("loss", "each", "validation")}
     return [
         all_losses(paths["loss"], result_by_rate, start, *about),
@@ -160,6 +160,6 @@ def range_test_figure(
     axes.set_xscale("log")
     axes.set_ylim(0, 1.5 * max(test.smoothed))
     axes.set_xlabel("learning rate, logarithmic, growing from step to step")
-    axes.set_ylabel(f"training: {losses.title(recipe)} (nats)")
+    axes.set_ylabel(f"training: {losses.loss_title(recipe)} (nats)")
     axes.legend()
     return save(figure, path)

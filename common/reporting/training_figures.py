@@ -82,7 +82,7 @@ def run_figures(
             Path(f"{path}_loss.png"),
             result["history"]["loss"],
             result["history"]["validation_loss"],
-            losses.title(run.recipe),
+            losses.loss_title(run.recipe),
             f"Loss of {run.name}",
             f"{split.source}; {n}; seed {run.seed}",
         ),

@@ -210,15 +210,17 @@ def make_deterministic() -> None:
 
 @contextmanager
 def flush_denormals() -> Iterator[None]:
-    """Treat numbers below 1e-38 as 0 within the block.
+    """Treat numbers below 1e-38 as 0 within the block, and restore the setting afterwards.
 
-    The momentum of a dead unit's weights stays among them for good, and slows a CPU down.
+    The momentum of a dead unit's weights stays among these numbers, and slows a CPU down.
     """
+    smallest = torch.ones(1, dtype=torch.int32).view(torch.float32)  # 1.4e-45
+    before = (smallest * 1).item() == 0  # PyTorch has no function that returns the setting
     torch.set_flush_denormal(True)
     try:
         yield
     finally:
-        torch.set_flush_denormal(False)
+        torch.set_flush_denormal(before)
 
 
 def precision(recipe: Recipe, device: torch.device) -> str:
@@ -243,6 +245,7 @@ def first_draw(examples: LabelledImages, recipe: Recipe, classes: int, seed: int
 
 
 def make_generator(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """Return a generator on `device`, seeded."""
     return torch.Generator(device).manual_seed(seed)
 
 

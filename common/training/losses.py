@@ -27,10 +27,10 @@ TITLES = {
 }
 
 
-def title(recipe: Recipe) -> str:
+def loss_title(recipe: Recipe) -> str:
     """Return the name of the loss that the recipe minimises, for figures.
 
-    >>> title(Recipe(loss="focal", class_weights="inverse"))
+    >>> loss_title(Recipe(loss="focal", class_weights="inverse"))
     'class-weighted focal loss'
     """
     return ("" if recipe.class_weights == "none" else "class-weighted ") + TITLES[recipe.loss]

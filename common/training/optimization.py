@@ -35,13 +35,13 @@ def make_scheduler(
         case "cosine":
             return lr_scheduler.CosineAnnealingLR(optimizer, total)
         case "one-cycle":
+            peak = recipe.learning_rate
             # OneCycleLR divides by zero if the rate rises for one step, or for all of them.
             rising = min(recipe.warm_up * total, total - 1)
+            if rising <= 1:  # no step before the peak: only the way down
+                steps_down = max(total - 1, 1)
+                return lr_scheduler.CosineAnnealingLR(optimizer, steps_down, peak / 250_000)
             return lr_scheduler.OneCycleLR(
-                optimizer,
-                recipe.learning_rate,
-                total,
-                pct_start=rising / total if rising > 1 else 0.0,
-                cycle_momentum=False,
+                optimizer, peak, total, pct_start=rising / total, cycle_momentum=False
             )
     return None

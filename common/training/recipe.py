@@ -55,7 +55,7 @@ class Recipe:
         0, "stop after N epochs without a better validation G-mean; 0: never", least=0
     )
     precision: str = option(
-        "float32", "of forward passes; auto: bfloat16 where the device is faster with it",
+        "float32", "precision of forward passes; auto: bfloat16 if that is faster",
         "auto", "float32", "bfloat16",
     )  # fmt: skip
 

@@ -116,12 +116,12 @@ RECIPES = {
 }
 
 
-def title(name: str, recipe: Recipe) -> str:
+def variant_name(name: str, recipe: Recipe) -> str:
     """Return the name of a recipe with what distinguishes it from the recipe of that name.
 
-    Files carry the title, so that a variant never replaces the named recipe's files.
+    Files have this name, so that a variant never replaces the named recipe's files.
 
-    >>> title("smote", replace(RECIPES["smote"], epochs=20))
+    >>> variant_name("smote", replace(RECIPES["smote"], epochs=20))
     'smote+epochs=20'
     """
     words = [name]

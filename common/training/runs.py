@@ -58,7 +58,7 @@ def train_run(
     no checkpoint.
     """
     start = time.perf_counter()
-    recipe, classes, on = run.recipe, len(split.classes), torch.device(device)
+    recipe, classes, where = run.recipe, len(split.classes), torch.device(device)
     # With the small batches of SimpleCNN two threads wait for each other longer than they work.
     torch.set_num_threads(1 if recipe.network == "simple-cnn" else threads)
     if deterministic:
@@ -66,20 +66,22 @@ def train_run(
     examples = make_examples(split.train, split.test, recipe, split.classes, run.seed)
     arguments = recipe.network_arguments(classes)
     network = build(recipe.network, arguments, run.seed)
-    how = {"seed": run.seed, "device": on, "name": run.file}
-    history = fit(network, examples, split.validation, recipe, **how)
+    arguments_of_fit = {"seed": run.seed, "device": where, "name": run.file}
+    history = fit(network, examples, split.validation, recipe, **arguments_of_fit)
     result = {
         "recipe": asdict(recipe),
         "examples": examples.counts(classes),
         "drawn": first_draw(examples, recipe, classes, run.seed),
         "trained_on_test": recipe.train_on_test,
-        "precision": precision(recipe, on),
+        "precision": precision(recipe, where),
         "history": asdict(history),
         "diverged": None,
     }
     try:
         require_finite(history, recipe)
-        arguments |= post_hoc.apply(network, examples, split.validation, recipe, **how)
+        arguments |= post_hoc.apply(
+            network, examples, split.validation, recipe, **arguments_of_fit
+        )
     except DivergedError as error:
         seconds = time.perf_counter() - start
         return result | {"diverged": str(error), "seconds": seconds}, None

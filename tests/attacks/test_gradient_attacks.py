@@ -13,7 +13,7 @@ from conftest import EMPTY, random_part
 from torch import nn
 
 from common.attacks.fgsm import fgsm, fgsm_per_epsilon
-from common.attacks.gradients import gradient, logits_of
+from common.attacks.gradients import fools, gradient, logits_of
 from common.attacks.optimised_noise import minimise, optimise
 from common.attacks.pgd import _project, pgd
 from common.attacks.universal_noise import universal
@@ -243,3 +243,10 @@ def test_adversarial_training_uses_the_images_of_pgd(monkeypatch):
         fit.fit(network, random_part((6, 4, 3)), EMPTY, recipe, seed=0, device=X.device)
     assert settings == [(6 / 255, 2, False)] * 4
     assert all(torch.equal(a, b) for a, b in zip(inputs, attacked, strict=True))
+
+
+def test_a_targeted_attack_fools_only_as_its_target():
+    logits, labels = torch.eye(3)[[0, 1, 2, 1]], torch.tensor([0, 0, 0, 1])  # called 0, 1, 2, 1
+    assert fools(logits, labels, None).tolist() == [False, True, True, False]
+    targets = torch.tensor([1, 1, 1, 2])
+    assert fools(logits, labels, targets).tolist() == [False, True, False, False]

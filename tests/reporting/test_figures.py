@@ -25,6 +25,7 @@ from common.reporting import (
 )
 from common.training.learning_rates import RangeTest
 from common.training.recipe import Recipe
+from common.training.runs import Run
 
 CLASSES = ("car", "truck", "cat")
 PART = random_part((30, 12, 6))
@@ -201,6 +202,32 @@ def test_a_diverged_curve_ends_in_a_cross_and_an_arrow_marks_values_off_the_scal
     axes = Figure().subplots()
     assert not draw_curve(axes, 1, [1.0, 0.5], False, 1.0, "C0", "0.005")
     assert [line.get_marker() for line in axes.lines if len(line.get_xdata())] == ["o"]
+
+
+def test_the_figures_of_runs_and_sweeps_name_the_loss_of_the_recipe(monkeypatch, tmp_path):
+    figures, save = [], Figure.savefig
+    monkeypatch.setattr(
+        Figure, "savefig", lambda self, path: figures.append(self) or save(self, path)
+    )
+    recipe = Recipe(loss="focal")
+    history = {"loss": [2.0, 1.0], "validation_loss": [1.5, 1.2]}
+    result = RUN | {
+        "examples": [30, 12, 6], "drawn": [16, 16, 16], "history": history,
+        "trained_on_test": False, "validation": {"g_mean": 0.5},
+    }  # fmt: skip
+    run = Run("focal", recipe, 0)
+    training_figures.run_figures(tmp_path, run, result, REPORT, SPLIT)
+    legend = figures[0].axes[0].get_legend().get_texts()
+    assert next(iter(legend)).get_text() == "training: focal loss"
+    by_rate, verdicts = {0.1: result}, {0.1: "converges"}
+    learning_rate_figures.sweep_figures(
+        tmp_path / "sweep", "focal", recipe, by_rate, verdicts, 2.5, ABOUT
+    )
+    all_rates, each_rate, validation = figures[3:]
+    assert all_rates.axes[0].get_ylabel() == "training: mean focal loss (nats), logarithmic"
+    assert each_rate.get_supylabel().startswith("training: mean focal loss (nats)")
+    assert validation.axes[0].get_ylabel() == "last validation cross-entropy (nats)"
+    assert all(figure.get_supxlabel() == ABOUT for figure in figures[3:])
 
 
 def test_a_row_with_nothing_to_show_is_named(monkeypatch):

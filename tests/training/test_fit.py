@@ -198,12 +198,20 @@ def test_denormal_numbers_count_as_0_during_training_alone(monkeypatch):
     fitted(validation=TRAIN)
     assert seen == [0] * RECIPE.epochs
     assert (torch.tensor(1e-40) * 1).item() > 0
+    torch.set_flush_denormal(True)
+    try:
+        fitted()
+        assert (torch.tensor(1e-40) * 1).item() == 0  # the caller's setting is restored
+    finally:
+        torch.set_flush_denormal(False)
 
 
-def test_validation_is_measured_and_never_trained_on():
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_validation_is_measured_and_never_trained_on(ema):
     validation = random_part((3, 3, 3), seed=1)
-    network, history = fitted(validation=validation)
-    assert torch.equal(network.fc1.weight, trained_weights())
+    recipe = replace(RECIPE, ema=ema)  # with an average, the average is validated
+    network, history = fitted(recipe, validation=validation)
+    assert torch.equal(network.fc1.weight, trained_weights(recipe))
     logits = predict(network, validation.images)
     assert history.validation_loss[-1] == pytest.approx(
         F.cross_entropy(logits, validation.labels).item()

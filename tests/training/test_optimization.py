@@ -100,4 +100,7 @@ def test_schedules_follow_the_formula(change, expected):
 @pytest.mark.parametrize("epochs", [1, 4])
 def test_one_cycle_has_a_rate_at_every_step_of_a_short_run(warm_up, epochs):
     recipe = Recipe(schedule="one-cycle", epochs=epochs, learning_rate=0.1, warm_up=warm_up)
-    assert all(0 < rate <= 0.1 for rate in rates_of(recipe, steps=1))
+    rates = rates_of(recipe, steps=1)
+    assert all(0 < rate <= 0.1 for rate in rates)
+    assert max(rates) == pytest.approx(0.1)
+    assert rates[-1] == pytest.approx(0.1 if epochs == 1 else 0.1 / 250_000)

@@ -20,19 +20,22 @@ def changed(**options):
     """Train a network, change its classifier; return it, its state before, and arguments."""
     recipe = replace(RECIPE, **options)
     network = build(recipe.network, recipe.network_arguments(3), 0)
-    how = {"seed": 0, "device": torch.device("cpu")}
-    fit(network, TRAIN, EMPTY, recipe, **how)
+    settings = {"seed": 0, "device": torch.device("cpu")}
+    fit(network, TRAIN, EMPTY, recipe, **settings)
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    arguments = post_hoc.apply(network, TRAIN, EMPTY, recipe, **how, name="x")
+    arguments = post_hoc.apply(network, TRAIN, EMPTY, recipe, **settings, name="x")
     return network, before, arguments
 
 
-def test_logit_adjustment_subtracts_the_log_prior():
-    network, before, arguments = changed(post_hoc="logit-adjustment", tau=1.5)
+@pytest.mark.parametrize(
+    ("sampler", "last_draws"), [("shuffle", [6, 4, 3]), ("progressive", [1, 1, 1])]
+)
+def test_logit_adjustment_subtracts_the_log_prior_of_the_last_epoch(sampler, last_draws):
+    network, before, arguments = changed(post_hoc="logit-adjustment", tau=1.5, sampler=sampler)
     plain, rebuilt = (build("simple-cnn", {"classes": 3, **a}) for a in ({}, arguments))
     plain.load_state_dict(before)
     rebuilt.load_state_dict(network.state_dict())
-    prior = torch.tensor([6, 4, 3]) / 13
+    prior = torch.tensor(last_draws) / sum(last_draws)
     expected = predict(plain, TRAIN.images) - 1.5 * prior.log()
     for adjusted in (network, rebuilt):
         assert torch.allclose(predict(adjusted, TRAIN.images), expected, atol=1e-5)

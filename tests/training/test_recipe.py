@@ -42,9 +42,11 @@ def test_the_reports_recipes():
 
 def test_titles_name_the_changes_and_are_unique():
     changed = replace(RECIPES["tuned"], learning_rate=0.005, augment=("flip", "crop"))
-    assert recipes.title("tuned", changed) == "tuned+learning-rate=0.005+augment=flip,crop"
-    assert recipes.title("tuned", RECIPES["tuned"]) == "tuned"
-    names = {recipes.title("original", recipe) for recipe in RECIPES.values()}
+    assert (
+        recipes.variant_name("tuned", changed) == "tuned+learning-rate=0.005+augment=flip,crop"
+    )
+    assert recipes.variant_name("tuned", RECIPES["tuned"]) == "tuned"
+    names = {recipes.variant_name("original", recipe) for recipe in RECIPES.values()}
     assert len(names) == len(set(RECIPES.values()))
 
 
