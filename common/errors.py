@@ -5,6 +5,10 @@ class InputError(Exception):
     """Input that can't be used; the message is one line that names it and the remedy."""
 
 
+class OutputError(Exception):
+    """A file that can't be written; the message is one line with its path and the cause."""
+
+
 class DownloadError(Exception):
     """A file that can't be downloaded; the message is one line with the URL and the cause."""
 

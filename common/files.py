@@ -1,11 +1,14 @@
-"""Files that the project writes: the root folder, atomic writing, tables and result records."""
+"""Files: the root folder, reading with care, atomic writing, tables and result records."""
 
 from __future__ import annotations
 
 import csv
+import glob
+import hashlib
 import json
 import os
 import platform
+import stat
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,25 +16,86 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from common.errors import InputError, OutputError
+
 ROOT = Path(__file__).resolve().parent.parent
 LIBRARIES = ("torch", "torchvision", "numpy", "scikit-learn", "imbalanced-learn")
+
+
+def require_regular(path: Path) -> None:
+    """Raise InputError unless `path` is a regular file, or a link to one.
+
+    Opening a named pipe waits for its writer, and a device may never end.
+    """
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError) as error:  # ValueError: a null character in the path
+        raise InputError(f"{path}: can't be read ({_reason(error)})") from None
+    if not stat.S_ISREG(mode):
+        raise InputError(f"{path}: not a regular file; give the path of a file")
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary path, and rename it to `path` when the block ends without an error.
 
-    A reader never sees a partial file, and an interrupted run leaves the earlier file as it
-    was. The temporary file lies beside `path`, because a rename is atomic only within one
-    file system. Missing folders are created.
+    A reader never sees a partial file, an interrupted run leaves the earlier file as it was,
+    and a file with the name `path` survives a power cut. The temporary file lies beside `path`,
+    because a rename is atomic only within one file system; if its process is killed, the next
+    process that writes `path` removes it. Missing folders are created. Raises OutputError if
+    the file can't be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}-{path.name}")
+    prefix = f".{platform.node()}-"
+    temporary = path.with_name(f"{prefix}{os.getpid()}-{path.name}")
     try:
-        yield temporary
-        os.replace(temporary, path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(path, prefix)
+        try:
+            yield temporary
+            # The content must be on the disk before the name is: after a power cut between the
+            # two, the name would stand for an empty file.
+            _sync(temporary)
+            os.replace(temporary, path)
+            if os.name == "posix":  # Windows opens no folders
+                _sync(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(f"{path}: can't be written ({_reason(error)})") from error
+
+
+def _remove_leftovers(path: Path, prefix: str) -> None:
+    """Remove the temporary files for `path` of this machine's processes that are gone."""
+    if os.name != "posix":  # on Windows os.kill(pid, 0) would send Ctrl-C
+        return
+    for leftover in path.parent.glob(f"{glob.escape(prefix)}*-{glob.escape(path.name)}"):
+        pid = leftover.name.removeprefix(prefix).removesuffix(f"-{path.name}")
+        if pid.isdecimal() and not _is_running(int(pid)):
+            leftover.unlink(missing_ok=True)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)  # signal 0 only asks whether the process is there
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # it is there, but another user's
+        return True
+    return True
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file's content, or a folder's names, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
     finally:
-        temporary.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _reason(error: Exception) -> str:
+    """Return the cause of an error without its path, which the message names already."""
+    return (isinstance(error, OSError) and error.strerror) or str(error)
 
 
 def write_text(path: Path, text: str) -> Path:
@@ -59,7 +123,8 @@ def save_result(
     """Write a result record as JSON to `path`, and return `path`.
 
     The record holds the command, `data` (`Split.record()`), seed, device, processor, library
-    versions and duration, and all of `values`.
+    versions and duration, all of `values`, and last the SHA-256 of itself, by which
+    `load_result` notices a change.
     """
     record = {
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
@@ -70,7 +135,26 @@ def save_result(
         "versions": versions(),
         "seconds": round(seconds, 2),
     }
-    return write_text(path, json.dumps(record | values, indent=2, allow_nan=False) + "\n")
+    record = json.loads(json.dumps(record | values, allow_nan=False))  # as it is read later
+    record["sha256"] = _digest(record)
+    return write_text(path, json.dumps(record, indent=2) + "\n")
+
+
+def load_result(path: Path) -> dict[str, Any] | None:
+    """Return the result record at `path`, None if there is none or it was changed."""
+    try:
+        require_regular(path)
+        record = json.loads(path.read_bytes())
+    except (InputError, OSError, ValueError, RecursionError):
+        return None
+    if not isinstance(record, dict):
+        return None
+    digest = record.pop("sha256", None)
+    return record if digest == _digest(record) else None
+
+
+def _digest(record: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record).encode()).hexdigest()
 
 
 def versions() -> dict[str, str]:
