@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,13 @@ from tqdm import tqdm
 
 from common import files
 from common.dataset.split import Split
-from common.errors import DivergedError, InputError
+from common.errors import DivergedError
 from common.metrics.report import report
 from common.networks.build import build
 from common.networks.checkpoint import save_checkpoint
 from common.networks.prediction import predict
 from common.training import post_hoc
+from common.training.cluster import train_on_cluster
 from common.training.fit import (
     first_draw,
     fit,
@@ -31,8 +31,6 @@ from common.training.fit import (
 )
 from common.training.recipe import Recipe
 from common.training.resampling import make_examples
-
-CONNECT_SECONDS = 10
 
 
 @dataclass(frozen=True)
@@ -167,11 +165,14 @@ def _train_missing(
 ) -> Iterator[tuple[Run, tuple[dict[str, Any], dict[str, Any] | None]]]:
     if not runs:
         return
-    if cluster is None and jobs == 1:  # in this process, where the bar of `fit` is visible
+    if cluster is not None:
+        yield from train_on_cluster(cluster, runs, split, settings)
+        return
+    if jobs == 1:  # in this process, where the bar of `fit` is visible
         for run in runs:
             yield _train_job(run, split, settings)
         return
-    with _backend(cluster), tqdm(total=len(runs), desc="Runs", disable=None) as bar:
+    with tqdm(total=len(runs), desc="Runs", disable=None) as bar:
         parallel = joblib.Parallel(jobs, return_as="generator_unordered", batch_size=1)
         for trained in parallel(joblib.delayed(_train_job)(r, split, settings) for r in runs):
             bar.update()
@@ -189,21 +190,3 @@ def _relative_length(run: Run) -> int:
     oversampling = ("smote", "borderline-smote", "adasyn", "random-over")
     factor = 3 if run.recipe.resample in oversampling else 1
     return run.recipe.epochs * (1 + run.recipe.copies) * factor
-
-
-@contextmanager
-def _backend(address: str | None) -> Iterator[None]:
-    """Let joblib send its jobs to processes here, or to the dask scheduler at `address`."""
-    if address is None:
-        yield
-        return
-    try:
-        from distributed import Client
-    except ImportError:
-        raise InputError("--cluster: needs dask; pip install distributed") from None
-    try:
-        client = Client(address, timeout=CONNECT_SECONDS)
-    except (OSError, ValueError) as error:
-        raise InputError(f"--cluster {address}: no dask scheduler answers ({error})") from None
-    with client, joblib.parallel_config("dask"):
-        yield
