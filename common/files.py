@@ -153,6 +153,16 @@ def load_result(path: Path) -> dict[str, Any] | None:
     return record if digest == _digest(record) else None
 
 
+def sha256(path: Path) -> str | None:
+    """Return the SHA-256 of a file in hexadecimal, None if it can't be read."""
+    try:
+        require_regular(path)
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except (InputError, OSError):
+        return None
+
+
 def _digest(record: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(record).encode()).hexdigest()
 

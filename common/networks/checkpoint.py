@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from common.errors import InputError
-from common.files import atomic_write
+from common.files import atomic_write, sha256
 from common.networks.build import build
 
 COURSE_CLASSES = ("car", "truck", "cat")  # the outputs of a bare course checkpoint
@@ -48,17 +48,18 @@ class Checkpoint:
 
 def save_checkpoint(
     path: Path, network: nn.Module, architecture: str, arguments: dict[str, Any], **facts: Any
-) -> None:
+) -> str:
     """Write one file that `load_checkpoint` rebuilds the network from, atomically.
 
     architecture, arguments: as `build` takes them. facts: the other fields of Checkpoint, and
-    the library versions.
+    the library versions. Returns the file's SHA-256, in hexadecimal.
     """
     weights = {name: value.cpu() for name, value in network.state_dict().items()}
     content = {"architecture": architecture, "arguments": arguments, "weights": weights} | facts
     # Given a path, torch.save stores the file's name in the file; given a stream, it does not.
     with atomic_write(path) as temporary, temporary.open("wb") as file:
         torch.save(content, file)
+    return sha256(path)
 
 
 def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> Checkpoint:

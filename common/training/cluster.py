@@ -1,7 +1,7 @@
 """Runs on a dask cluster, whose workers need the libraries of this project but not its code.
 
-The code and the images go to the workers with the runs. A worker trains each run in a process of
-its own, so that the run always has the code of the machine that sent it.
+The code and the images go to the workers with the runs. A worker trains each run in a process
+of its own, so that the run always has the code of the machine that sent it.
 """
 
 from __future__ import annotations
@@ -60,8 +60,7 @@ def train_on_cluster(
         archive = client.submit(bytes, make_archive(split), pure=False)
         task = make_task()
         run_of = {
-            executor.submit(task, archive, pickle.dumps((run, settings))): run
-            for run in runs
+            executor.submit(task, archive, pickle.dumps((run, settings))): run for run in runs
         }
         while run_of:
             done, _ = cf.wait(run_of, POLL_SECONDS, cf.FIRST_COMPLETED)
@@ -116,7 +115,9 @@ def _require_workers(client: Client, address: str, checked: set[str]) -> None:
         raise _gone(address, str(error)) from None
     here = files.versions() | {name: found["client"]["packages"][name] for name in DASK}
     places = {"scheduler": (found["scheduler"], ("python", *DASK))}
-    places |= {f"worker {name}": (there, tuple(here)) for name, there in found["workers"].items()}
+    places |= {
+        f"worker {name}": (there, tuple(here)) for name, there in found["workers"].items()
+    }
     for place, (there, names) in places.items():
         packages = there["packages"]
         # dask's version of Python is like 3.11.7.final.0
@@ -246,8 +247,8 @@ def _train_order() -> tuple[dict[str, Any], dict[str, Any] | None]:
     split = pickle.loads(Path("split.pickle").read_bytes())
     if not torch.get_device_module(settings["device"]).is_available():
         raise InputError(
-            f"--device {settings['device']}: PyTorch finds none on a worker of the cluster; take"
-            " --device cpu"
+            f"--device {settings['device']}: PyTorch finds none on a worker of the cluster;"
+            " take --device cpu"
         )
     result, checkpoint = train_run(run, split, **settings)
     return result | {"processor": files.processor()}, checkpoint

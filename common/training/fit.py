@@ -7,14 +7,11 @@ import itertools
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
 from functools import partial
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn, optim
-from torch.optim.lr_scheduler import LRScheduler
+from torch import nn
 from tqdm import tqdm
 
 from common.attacks.pgd import pgd
@@ -25,27 +22,16 @@ from common.networks.build import torch_seed
 from common.networks.prediction import predict, to_pixel_space
 from common.training import augmentation, losses, mixing, sampling
 from common.training.optimization import make_optimizer, make_scheduler
+from common.training.progress import (
+    Generators,
+    History,
+    StateFile,
+    TrainingState,
+    make_generator,
+)
 from common.training.recipe import Recipe
 
 BAR_STEPS = 100  # steps between two readings of the loss, each of which waits for the device
-
-
-@dataclass
-class History:
-    """What a training run measured after each epoch.
-
-    loss: mean training loss. validation_loss: mean cross-entropy, and validation_g_mean:
-    G-mean, both empty without validation images. best_epoch: with patience, the epoch (from 1)
-    whose weights were kept. diverged_at: the first step (from 1) with a loss that is not
-    finite, None if there was none; the last entry of `loss` is then the mean of the steps
-    before it in its epoch.
-    """
-
-    loss: list[float] = field(default_factory=list)
-    validation_loss: list[float] = field(default_factory=list)
-    validation_g_mean: list[float] = field(default_factory=list)
-    best_epoch: int | None = None
-    diverged_at: int | None = None
 
 
 def fit(
@@ -57,72 +43,67 @@ def fit(
     seed: int,
     device: torch.device,
     name: str = "Training",
+    state_file: StateFile | None = None,
 ) -> History:
     """Train `network` in place on `device`, and leave it there in evaluation mode.
 
     Only parameters that require a gradient are trained. seed: of order, dropout, augmentation
-    and mixing; the global random state stays as it was. name: the label of the progress bar. If
-    the loss stops being finite the training ends with that epoch; see `require_finite`.
+    and mixing; the global random state stays as it was. name: the label of the progress bar.
+    state_file: where the state is saved from time to time; from a state that it holds the run
+    goes on, to the same weights. If the loss stops being finite the training ends with that
+    epoch; see `require_finite`.
     """
     network.to(device, memory_format=torch.channels_last)  # faster convolutions, on CPUs too
     steps = -(-len(examples.labels) // recipe.batch_size)
     optimizer = make_optimizer(recipe, network)
     scheduler = make_scheduler(recipe, optimizer, steps)
-    history, average, best_weights = History(), None, None
-    bar = tqdm(total=recipe.epochs * steps, desc=name, unit="step", disable=None)
-    with torch_seed(seed, device), flush_denormals(), bar:
-        training = train_steps(
-            network, examples, recipe, optimizer, scheduler, seed=seed, device=device
-        )
-        for _ in range(recipe.epochs):
-            epoch_losses: list[torch.Tensor] = []
-            for step in range(steps):
-                epoch_losses.append(next(training))
-                if recipe.ema:
-                    average = update_ema(average, network, recipe.ema)
-                bar.update()
-                if step % BAR_STEPS == 0 and not bar.disable:
-                    recent = torch.stack(epoch_losses[-BAR_STEPS:]).mean().item()
-                    bar.set_postfix(_postfix(recent, history), refresh=False)
-            last_batch = len(examples.labels) - (steps - 1) * recipe.batch_size
-            _record_epoch(history, torch.stack(epoch_losses), recipe.batch_size, last_batch)
-            if history.diverged_at:
-                break
-            evaluated = network if average is None else average
-            if len(validation.labels):
-                _validate(evaluated, validation, history)
-            if recipe.patience:
-                epoch, scores = len(history.loss), history.validation_g_mean
-                if epoch == 1 or scores[-1] > scores[history.best_epoch - 1]:
-                    history.best_epoch = epoch
-                    best_weights = copy.deepcopy(evaluated.state_dict())
-                elif epoch - history.best_epoch >= recipe.patience:
+    state = TrainingState(network, optimizer, scheduler, Generators(seed, device))
+    with torch_seed(seed, device), flush_denormals():
+        if state_file is not None:
+            state_file.load(state)
+        epoch, step = len(state.history.loss), len(state.epoch_losses)
+        training = train_steps(examples, recipe, state, device=device, start=(epoch, step))
+        total, done = recipe.epochs * steps, epoch * steps + step
+        with tqdm(desc=name, total=total, initial=done, unit="step", disable=None) as bar:
+            for _ in range(epoch, recipe.epochs):
+                while len(state.epoch_losses) < steps:
+                    state.epoch_losses.append(next(training))
+                    if recipe.ema:
+                        state.average = update_ema(state.average, network, recipe.ema)
+                    if state_file is not None:
+                        state_file.save_if_due(state)
+                    bar.update()
+                    if len(state.epoch_losses) % BAR_STEPS == 1 and not bar.disable:
+                        recent = torch.stack(state.epoch_losses[-BAR_STEPS:]).mean().item()
+                        bar.set_postfix(_postfix(recent, state.history), refresh=False)
+                last_batch = len(examples.labels) - (steps - 1) * recipe.batch_size
+                if not _end_epoch(state, validation, recipe, last_batch):
                     break
-            bar.set_postfix(_postfix(history.loss[-1], history), refresh=False)
-    if best_weights is not None:
-        network.load_state_dict(best_weights)
-    elif average is not None:
-        network.load_state_dict(average.state_dict())
+                bar.set_postfix(_postfix(state.history.loss[-1], state.history), refresh=False)
+    if state.best_weights is not None:
+        network.load_state_dict(state.best_weights)
+    elif state.average is not None:
+        network.load_state_dict(state.average.state_dict())
     network.zero_grad()
     network.eval()
-    return history
+    return state.history
 
 
 def train_steps(
-    network: nn.Module,
     examples: LabelledImages,
     recipe: Recipe,
-    optimizer: optim.Optimizer,
-    scheduler: LRScheduler | None = None,
+    state: TrainingState,
     *,
-    seed: int,
     device: torch.device,
+    start: tuple[int, int] = (0, 0),
 ) -> Iterator[torch.Tensor]:
-    """Train `network` without end, epoch after epoch; yield each step's loss.
+    """Train the network of `state` without end, epoch after epoch; yield each step's loss.
 
     A loss is a scalar on `device`, and no step waits for the device. Dropout draws from
-    PyTorch's global generator, everything else from generators of its own.
+    PyTorch's global generator, everything else from the generators of `state`. start: the
+    epoch and, within it, the step to begin with.
     """
+    network, optimizer, generators = state.network, state.optimizer, state.generators
     # With the channels last in memory, selecting a batch keeps the layout that is fastest.
     images = examples.images.to(device).movedim(1, -1).contiguous()  # (n, S, S, 3)
     labels = examples.labels.to(device)
@@ -131,10 +112,6 @@ def train_steps(
     class_weights = losses.class_weights(recipe, counts)
     if class_weights is not None:
         class_weights = class_weights.to(device)
-    order_generator = make_generator(seed)
-    mixing_rng = np.random.default_rng(seed)
-    augmentation_generator = make_generator(seed, device)
-    attack_generator = make_generator(seed, device)
     autocast = nullcontext
     if precision(recipe, device) == "bfloat16":
         autocast = partial(torch.autocast, device.type, torch.bfloat16)
@@ -157,7 +134,7 @@ def train_steps(
             # averages, which only the step below updates.
             x = pgd(
                 network, x, y, epsilon=recipe.adversarial / 255,
-                steps=recipe.adversarial_steps, stop=False, generator=attack_generator,
+                steps=recipe.adversarial_steps, stop=False, generator=generators.attack,
             )  # fmt: skip
 
         def closure() -> torch.Tensor:
@@ -170,25 +147,31 @@ def train_steps(
             return loss.detach()
 
         loss = optimizer.step(closure)
-        if scheduler is not None:
-            scheduler.step()
+        if state.scheduler is not None:
+            state.scheduler.step()
         return loss
 
-    for epoch in itertools.count():
+    first_epoch, first_step = start
+    for epoch in itertools.count(first_epoch):
         set_training_mode(network)
+        generators.begin_epoch()
         prior = sampling.class_shares(counts, recipe, epoch).float().to(device)
         reweighted = epoch >= recipe.reweight_from * recipe.epochs
         epoch_class_weights = class_weights if reweighted else None
         per_example_loss = losses.make_loss(recipe, counts.to(device), prior)
         objective = partial(losses.batch_loss, per_example_loss, epoch_class_weights)
-        drawn = [sampling.epoch_order(examples.labels, recipe, epoch, classes, order_generator)]
+        drawn = [
+            sampling.epoch_order(examples.labels, recipe, epoch, classes, generators.order)
+        ]
         if recipe.mix != "none":
-            drawn += mixing.draw_mixing(n, size, recipe, mixing_rng)
-        for batch, *mixed in zip(
+            drawn += mixing.draw_mixing(n, size, recipe, generators.mixing)
+        batches = zip(
             *(each.to(device).split(recipe.batch_size) for each in drawn), strict=True
-        ):
+        )
+        skipped = first_step if epoch == first_epoch else 0
+        for batch, *mixed in itertools.islice(batches, skipped, None):
             x, y = to_pixel_space(images[batch].movedim(-1, 1)), labels[batch]
-            x = augmentation.augment(x, recipe, augmentation_generator)
+            x = augmentation.augment(x, recipe, generators.augmentation)
             yield train_on_batch(objective, x, y, *mixed)
 
 
@@ -244,11 +227,6 @@ def first_draw(examples: LabelledImages, recipe: Recipe, classes: int, seed: int
     return torch.bincount(examples.labels[order], minlength=classes).tolist()
 
 
-def make_generator(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """Return a generator on `device`, seeded."""
-    return torch.Generator(device).manual_seed(seed)
-
-
 def set_training_mode(network: nn.Module) -> None:
     """Set training mode, except for frozen layers: their statistics stay as they are."""
     network.train()
@@ -274,6 +252,30 @@ def update_ema(average: nn.Module | None, network: nn.Module, decay: float) -> n
     )
     torch._foreach_lerp_(averages, values, 1 - decay)
     return average
+
+
+def _end_epoch(
+    state: TrainingState, validation: LabelledImages, recipe: Recipe, last_batch: int
+) -> bool:
+    """Record the epoch and validate; return whether the training goes on.
+
+    last_batch: the size of the epoch's last batch.
+    """
+    history = state.history
+    _record_epoch(history, torch.stack(state.epoch_losses), recipe.batch_size, last_batch)
+    state.epoch_losses = []
+    if history.diverged_at:
+        return False
+    evaluated = state.network if state.average is None else state.average
+    if len(validation.labels):
+        _validate(evaluated, validation, history)
+    if recipe.patience:
+        epoch, scores = len(history.loss), history.validation_g_mean
+        if epoch == 1 or scores[-1] > scores[history.best_epoch - 1]:
+            history.best_epoch = epoch
+            state.best_weights = copy.deepcopy(evaluated.state_dict())
+        return epoch - history.best_epoch < recipe.patience
+    return True
 
 
 def _record_epoch(

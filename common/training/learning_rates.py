@@ -20,9 +20,11 @@ from tqdm import tqdm
 
 from common.dataset.split import LabelledImages, Split
 from common.errors import DivergedError
+from common.files import load_result
 from common.networks.build import torch_seed
 from common.training.fit import flush_denormals, train_steps
 from common.training.optimization import make_optimizer
+from common.training.progress import Generators, TrainingState
 from common.training.recipe import Recipe
 
 UNMOVED = 0.02  # a change of the loss, as a share of the loss before training
@@ -91,9 +93,8 @@ def saved_best_rate(path: Path, split: Split, recipe: Recipe) -> float | None:
 
     None unless the sweep was of this recipe on these images, with any rates and epochs.
     """
-    try:
-        saved = json.loads(path.read_text())
-    except (OSError, ValueError):
+    saved = load_result(path)
+    if saved is None:
         return None
     any_of = {"learning_rate": recipe.learning_rate, "epochs": recipe.epochs}
     same = recipe.equals_saved(saved.get("recipe", {}) | any_of)
@@ -185,6 +186,5 @@ def _train_copy(
     trained = copy.deepcopy(network).to(device, memory_format=torch.channels_last)
     optimizer = make_optimizer(recipe, trained)
     scheduler = ExponentialLR(optimizer, growth)
-    return train_steps(
-        trained, examples, recipe, optimizer, scheduler, seed=seed, device=device
-    )
+    state = TrainingState(trained, optimizer, scheduler, Generators(seed, device))
+    return train_steps(examples, recipe, state, device=device)

@@ -11,13 +11,14 @@ from common.dataset.split import LabelledImages
 from common.networks.build import torch_seed
 from common.training.fit import fit, require_finite
 from common.training.losses import post_hoc_offset
+from common.training.progress import StateFile
 from common.training.recipe import Recipe
 from common.training.sampling import class_shares
 
 
 def apply(
     network: nn.Module, examples: LabelledImages, validation: LabelledImages, recipe: Recipe,
-    *, seed: int, device: torch.device, name: str,
+    *, seed: int, device: torch.device, name: str, state_file: StateFile | None = None,
 ) -> dict[str, list[float]]:  # fmt: skip
     """Change the trained classifier in place, as `recipe.post_hoc` says.
 
@@ -27,8 +28,9 @@ def apply(
     - crt (Kang et al. 2020): initialises the last layer again and trains it alone, for
       `crt_epochs` on balanced draws with plain cross-entropy.
 
-    Returns the arguments that the network must be rebuilt with, beside those it had. Raises
-    DivergedError if the training of crt diverges.
+    state_file: that of crt's training, as `fit` takes it. Returns the arguments that the
+    network must be rebuilt with, beside those it had. Raises DivergedError if the training of
+    crt diverges.
     """
     head = network.head
     if recipe.post_hoc == "logit-adjustment":
@@ -59,7 +61,7 @@ def apply(
         )
         history = fit(
             network, examples, validation, balanced,
-            seed=seed, device=device, name=f"{name} crt",
+            seed=seed, device=device, name=f"{name} crt", state_file=state_file,
         )  # fmt: skip
         network.requires_grad_(True)
         require_finite(history, balanced)

@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import joblib
 import torch
 from tqdm import tqdm
 
@@ -29,8 +28,10 @@ from common.training.fit import (
     precision,
     require_finite,
 )
+from common.training.progress import StateFile
 from common.training.recipe import Recipe
 from common.training.resampling import make_examples
+from common.training.workers import call_in_processes
 
 
 @dataclass(frozen=True)
@@ -48,14 +49,23 @@ class Run:
 
 
 def train_run(
-    run: Run, split: Split, device: str, threads: int, deterministic: bool
+    run: Run,
+    split: Split,
+    device: str,
+    threads: int,
+    deterministic: bool,
+    state_files: Sequence[StateFile] = (),
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """Train one run, and return its result and the arguments of `save_checkpoint`.
 
     The result of a run whose loss stops being finite says so under "diverged"; such a run has
-    no checkpoint.
+    no checkpoint. state_files: that of the training and that of crt, or none.
     """
     start = time.perf_counter()
+
+    def seconds() -> float:
+        return time.perf_counter() - start + sum(file.seconds for file in state_files)
+
     recipe, classes, where = run.recipe, len(split.classes), torch.device(device)
     # With the small batches of SimpleCNN two threads wait for each other longer than they work.
     torch.set_num_threads(1 if recipe.network == "simple-cnn" else threads)
@@ -65,7 +75,10 @@ def train_run(
     arguments = recipe.network_arguments(classes)
     network = build(recipe.network, arguments, run.seed)
     arguments_of_fit = {"seed": run.seed, "device": where, "name": run.file}
-    history = fit(network, examples, split.validation, recipe, **arguments_of_fit)
+    fit_state, crt_state = state_files or (None, None)
+    history = fit(
+        network, examples, split.validation, recipe, state_file=fit_state, **arguments_of_fit
+    )
     result = {
         "recipe": asdict(recipe),
         "examples": examples.counts(classes),
@@ -78,11 +91,15 @@ def train_run(
     try:
         require_finite(history, recipe)
         arguments |= post_hoc.apply(
-            network, examples, split.validation, recipe, **arguments_of_fit
+            network,
+            examples,
+            split.validation,
+            recipe,
+            state_file=crt_state,
+            **arguments_of_fit,
         )
     except DivergedError as error:
-        seconds = time.perf_counter() - start
-        return result | {"diverged": str(error), "seconds": seconds}, None
+        return result | {"diverged": str(error), "seconds": seconds()}, None
     for name, part in (("validation", split.validation), ("report", split.test)):
         if len(part.labels):
             predictions = predict(network, part.images).argmax(1)
@@ -98,7 +115,7 @@ def train_run(
         "trained_on_test": recipe.train_on_test,
         "versions": files.versions(),
     }
-    return result | {"seconds": time.perf_counter() - start}, checkpoint
+    return result | {"seconds": seconds()}, checkpoint
 
 
 def train_all(
@@ -116,29 +133,41 @@ def train_all(
     """Train the runs, `jobs` at a time or on a dask cluster; yield each result as it ends.
 
     The files of a run are written to `folder` before it is yielded. A run with files of the
-    same recipe, seed, images, device and versions is not trained again, unless `fresh`. Raises
-    InputError if the cluster can't be reached.
+    same recipe, seed, images, device and versions is not trained again, unless `fresh`; a run
+    that was killed goes on from its last saved state, except on a cluster. Raises InputError if
+    the cluster can't be reached.
     """
     settings = {"device": device, "threads": threads, "deterministic": deterministic}
     missing = []
     for run in runs:
+        if fresh:
+            _remove_state(run, folder)
         result = None if fresh else _load_finished_run(run, split, folder, settings)
         if result is None:
             missing.append(run)
         else:
+            _remove_state(run, folder)  # of a run that was killed between the two
             yield run, result
     if jobs > 1:  # the longest first, so that no process ends up with a long one alone
         missing.sort(key=_relative_length, reverse=True)
-    for run, (result, checkpoint) in _train_missing(missing, split, jobs, cluster, settings):
+    trained = _train_missing(missing, split, folder, jobs, cluster, settings)
+    for run, (result, checkpoint) in trained:
         path = folder / f"{run.file}.pt"
+        # The result is written last: with a checkpoint of another hash, or none, it counts for
+        # nothing, so that a run killed between the two is trained again.
         if checkpoint is None:
-            # Remove the checkpoint of an earlier run: the new result would contradict it.
             path.unlink(missing_ok=True)
+            digest = None
         else:
-            save_checkpoint(path, **checkpoint)
+            digest = save_checkpoint(path, **checkpoint)
         files.save_result(
-            path.with_suffix(".json"), data=split.record(), seed=run.seed, **settings | result
+            path.with_suffix(".json"),
+            data=split.record(),
+            seed=run.seed,
+            checkpoint_sha256=digest,
+            **settings | result,
         )
+        _remove_state(run, folder)
         yield run, result
 
 
@@ -147,42 +176,63 @@ def _load_finished_run(
 ) -> dict[str, Any] | None:
     """Return the saved result of this very run, None if it has none."""
     path = folder / f"{run.file}.json"
-    try:
-        result = json.loads(path.read_text())
-    except (OSError, ValueError):
+    result = files.load_result(path)
+    if result is None or not run.recipe.equals_saved(result.get("recipe")):
         return None
-    wanted = {"seed": run.seed, "data": split.record(), "versions": files.versions()} | settings
-    wanted = json.loads(json.dumps(wanted))  # tuples become lists, as in the file
-    same = run.recipe.equals_saved(result.get("recipe")) and all(
-        result.get(key) == value for key, value in wanted.items()
-    )
-    has_files = path.with_suffix(".pt").exists() or result.get("diverged")
-    return result if same and has_files else None
+    wanted = _circumstances(run, split, settings)
+    same = {key: result.get(key) for key in wanted} == wanted
+    whole = files.sha256(path.with_suffix(".pt")) == result.get("checkpoint_sha256")
+    return result if same and whole else None
+
+
+def _circumstances(run: Run, split: Split, settings: dict[str, Any]) -> dict[str, Any]:
+    """Return all that a run's weights depend on beside its recipe, as a JSON file has it."""
+    facts = {"seed": run.seed, "data": split.record(), "versions": files.versions()}
+    return json.loads(json.dumps(facts | settings))  # tuples become lists
+
+
+def _state_files(
+    run: Run, split: Split, folder: Path, settings: dict[str, Any]
+) -> list[StateFile]:
+    identity = json.dumps([asdict(run.recipe), _circumstances(run, split, settings)])
+    return [StateFile(path, identity) for path in _state_paths(run, folder)]
+
+
+def _state_paths(run: Run, folder: Path) -> list[Path]:
+    return [folder / f"{run.file}{stage}.state" for stage in ("", ".crt")]
+
+
+def _remove_state(run: Run, folder: Path) -> None:
+    for path in _state_paths(run, folder):
+        path.unlink(missing_ok=True)
 
 
 def _train_missing(
-    runs: Sequence[Run], split: Split, jobs: int, cluster: str | None, settings: dict[str, Any]
+    runs: Sequence[Run],
+    split: Split,
+    folder: Path,
+    jobs: int,
+    cluster: str | None,
+    settings: dict[str, Any],
 ) -> Iterator[tuple[Run, tuple[dict[str, Any], dict[str, Any] | None]]]:
+    """Train the runs here, in worker processes or on a cluster; yield each as it ends."""
     if not runs:
         return
     if cluster is not None:
         yield from train_on_cluster(cluster, runs, split, settings)
         return
+    calls = [
+        (run, split, *settings.values(), _state_files(run, split, folder, settings))
+        for run in runs
+    ]
     if jobs == 1:  # in this process, where the bar of `fit` is visible
-        for run in runs:
-            yield _train_job(run, split, settings)
+        for run, call in zip(runs, calls, strict=True):
+            yield run, train_run(*call)
         return
     with tqdm(total=len(runs), desc="Runs", disable=None) as bar:
-        parallel = joblib.Parallel(jobs, return_as="generator_unordered", batch_size=1)
-        for trained in parallel(joblib.delayed(_train_job)(r, split, settings) for r in runs):
+        for i, trained in call_in_processes(train_run, calls, jobs):
             bar.update()
-            yield trained
-
-
-def _train_job(
-    run: Run, split: Split, settings: dict[str, Any]
-) -> tuple[Run, tuple[dict[str, Any], dict[str, Any] | None]]:
-    return run, train_run(run, split, **settings)
+            yield runs[i], trained
 
 
 def _relative_length(run: Run) -> int:

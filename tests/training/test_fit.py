@@ -21,6 +21,7 @@ from common.training.fit import (
     train_steps,
 )
 from common.training.optimization import make_optimizer
+from common.training.progress import Generators, TrainingState
 from common.training.recipe import Recipe
 from common.training.recipes import RECIPES
 
@@ -163,7 +164,8 @@ def test_averaged_weights_equal_a_slow_average(network):
     decay, average = 0.6, {}
     with torch_seed(0):
         optimizer = make_optimizer(recipe, twin)
-        steps = train_steps(twin, TRAIN, recipe, optimizer, seed=0, device=CPU)
+        state = TrainingState(twin, optimizer, None, Generators(0, CPU))
+        steps = train_steps(TRAIN, recipe, state, device=CPU)
         for _ in range(4 * recipe.epochs):
             next(steps)
             for name, value in twin.state_dict().items():  # BatchNorm's statistics too
@@ -250,7 +252,8 @@ def test_an_optimiser_with_two_passes_needs_no_change_of_the_loop():
     for kind in (torch.optim.SGD, TwoPasses):
         network = build("simple-cnn", {"classes": 3, "dropout": 0.0})
         optimizer = kind(network.parameters(), lr=0.05)
-        steps = train_steps(network, TRAIN, RECIPE, optimizer, seed=0, device=CPU)
+        state = TrainingState(network, optimizer, None, Generators(0, CPU))
+        steps = train_steps(TRAIN, RECIPE, state, device=CPU)
         curves.append([next(steps).item() for _ in range(8)])
     assert curves[0] == pytest.approx(curves[1])  # without dropout both passes are the same
 

@@ -105,12 +105,12 @@ def fake_training(monkeypatch):
     def replace_training(loss_at):
         rates = []
 
-        def steps(network, examples, recipe, optimizer, scheduler, **_):
+        def steps(examples, recipe, state, **_):
             while True:
-                rates.append(optimizer.param_groups[0]["lr"])
+                rates.append(state.optimizer.param_groups[0]["lr"])
                 yield torch.tensor(loss_at(rates[-1]))
-                optimizer.step()
-                scheduler.step()
+                state.optimizer.step()
+                state.scheduler.step()
 
         monkeypatch.setattr(learning_rates, "train_steps", steps)
         return rates

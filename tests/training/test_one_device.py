@@ -11,7 +11,7 @@ import torch
 from conftest import random_part
 
 from common.networks.build import build
-from common.training import fit
+from common.training import fit, progress
 from common.training.recipes import RECIPES
 
 META = torch.device("meta")
@@ -22,7 +22,7 @@ def meta_steps(monkeypatch, name):
     """Return a network on the meta device, and its training steps by a named recipe."""
     # The meta device has no generators; None is its default generator.
     monkeypatch.setattr(
-        fit,
+        progress,
         "make_generator",
         lambda seed, device="cpu": None if device == META else torch.Generator(),
     )
@@ -30,7 +30,8 @@ def meta_steps(monkeypatch, name):
     recipe = replace(RECIPES[name], batch_size=8, epochs=2, width=width, precision="float32")
     network = build(recipe.network, recipe.network_arguments(3)).to(META)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
-    return network, fit.train_steps(network, TRAIN, recipe, optimizer, seed=0, device=META)
+    state = progress.TrainingState(network, optimizer, None, progress.Generators(0, META))
+    return network, fit.train_steps(TRAIN, recipe, state, device=META)
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -1,19 +1,21 @@
 """Runs: saved as they end, not trained again, and the same bytes in parallel."""
 
+import itertools
 import json
 import signal
 import subprocess
 import sys
 from dataclasses import replace
 
-import joblib
 import pytest
 
 from common.dataset.load import load
-from common.files import ROOT
+from common.files import ROOT, load_result, save_result
 from common.metrics.report import report
 from common.networks.checkpoint import load_checkpoint
 from common.networks.prediction import predict
+from common.training import fit as fit_module
+from common.training import progress
 from common.training import runs as runs_module
 from common.training.recipe import Recipe
 from common.training.recipes import RECIPES
@@ -64,9 +66,9 @@ def test_a_finished_run_is_not_trained_again(train, trained, tmp_path):
     assert trained == ["other"]
     assert again["tiny"]["report"] == json.loads(json.dumps(first["tiny"]["report"]))
     path = tmp_path / "models/tiny.json"
-    saved = json.loads(path.read_text())
+    saved = load_result(path)
     del saved["recipe"]["flip_average"]  # as if the field had been added after this run
-    path.write_text(json.dumps(saved))
+    save_result(path, **saved)
     train(run())
     assert trained == []
     train(run(flip_average=True))
@@ -85,15 +87,23 @@ def test_a_run_that_differs_is_trained(train, trained, monkeypatch, changes, set
     assert trained == ["tiny"]
 
 
+@pytest.mark.parametrize("content", [None, b"", b"{", b"[" * 100_000, "half", "foreign", "bit"])
 @pytest.mark.parametrize("file", ["tiny.pt", "tiny.json"])
-def test_a_run_with_a_lost_or_damaged_file_is_trained(train, trained, tmp_path, file):
-    train(run())
+def test_a_run_with_a_lost_or_changed_file_is_trained(train, trained, tmp_path, file, content):
+    train(run(), run(seed=1))
     path = tmp_path / "models" / file
-    path.unlink()
-    if path.suffix == ".json":
-        path.write_text("{")
+    whole = path.read_bytes()
+    foreign = path.with_stem("tiny-seed1").read_bytes()
+    middle = len(whole) // 2
+    bit = whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]
+    content = {"half": whole[:middle], "foreign": foreign, "bit": bit}.get(content, content)
+    path.unlink() if content is None else path.write_bytes(content)
     train(run())
     assert trained == ["tiny"]
+    train(run())
+    assert trained == []
+    if path.suffix == ".pt":
+        assert path.read_bytes() == whole
 
 
 def test_only_parallel_runs_are_sorted_the_longest_first(train, trained, monkeypatch):
@@ -101,17 +111,22 @@ def test_only_parallel_runs_are_sorted_the_longest_first(train, trained, monkeyp
     runs += [run("smote", resample="smote")]
     train(*runs)
     assert trained == ["short", "long", "copies", "smote"]
-    sequential = joblib.Parallel(1, return_as="generator")
-    monkeypatch.setattr(joblib, "Parallel", lambda *_, **__: sequential)
+    monkeypatch.setattr(
+        runs_module,
+        "call_in_processes",
+        lambda function, calls, jobs: enumerate(itertools.starmap(function, calls)),
+    )
     train(*runs, jobs=2, fresh=True)
     assert trained == ["smote", "long", "copies", "short"]
 
 
-def test_jobs_in_processes_give_the_same_weights(train, tmp_path):
+def test_jobs_in_processes_give_the_same_weights(split, tmp_path):
     runs = [run(), run(seed=1), run("other", learning_rate=0.01)]
+    settings = {"device": "cpu", "threads": 1, "fresh": True}
     contents = []
     for jobs in (1, 2):
-        assert set(train(*runs, jobs=jobs, fresh=True)) == {"tiny", "tiny-seed1", "other"}
+        ended = train_all(runs, split, tmp_path / "models", jobs=jobs, **settings)
+        assert {each.file for each, _ in ended} == {"tiny", "tiny-seed1", "other"}
         contents.append([(tmp_path / f"models/{r.file}.pt").read_bytes() for r in runs])
     assert contents[0] == contents[1]
 
@@ -170,6 +185,46 @@ def test_a_killed_command_started_again_ends_with_the_same_weights(in_process, t
         files = [tmp_path / f / "models" / f"{recipe}.pt" for f in ("killed", "whole")]
         assert files[0].read_bytes() == files[1].read_bytes()
     assert path.stat().st_mtime_ns == written  # the finished run was not trained again
+
+
+def test_the_state_of_a_run_is_gone_when_the_run_is_saved(train, tmp_path, monkeypatch):
+    monkeypatch.setattr(progress, "SAVE_SECONDS", 0.0)
+    states, save_checkpoint = [], runs_module.save_checkpoint
+
+    def recorded(path, **facts):
+        states.append({file.name for file in path.parent.iterdir()})
+        return save_checkpoint(path, **facts)
+
+    monkeypatch.setattr(runs_module, "save_checkpoint", recorded)
+    train(run(), run("retrained", post_hoc="crt"))
+    assert states[0] == {"tiny.state"}
+    assert states[1] == {"tiny.pt", "tiny.json", "retrained.state", "retrained.crt.state"}
+    left = {file.name for file in (tmp_path / "models").iterdir()}
+    assert left == {"tiny.pt", "tiny.json", "retrained.pt", "retrained.json"}
+
+
+@pytest.mark.parametrize("changes", [{}, {"post_hoc": "crt"}])
+@pytest.mark.parametrize("fresh", [False, True])
+def test_an_interrupted_run_goes_on(train, tmp_path, monkeypatch, changes, fresh):
+    monkeypatch.setattr(progress, "SAVE_SECONDS", 0.0)
+    epochs = {"epochs": 2, "crt_epochs": 2}
+    train(run("whole", **epochs, **changes))
+    steps, batch_loss = [], fit_module.losses.batch_loss
+    total = 16 if changes else 8  # batches of 20 of the 80 images
+
+    def interrupted(*given):
+        steps.append(given)
+        if len(steps) == total - 1:
+            raise KeyboardInterrupt
+        return batch_loss(*given)
+
+    monkeypatch.setattr(fit_module.losses, "batch_loss", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(run("killed", **epochs, **changes))
+    train(run("killed", **epochs, **changes), fresh=fresh)
+    assert len(steps) == total - 1 + (total if fresh else 2)
+    files = [tmp_path / f"models/{name}.pt" for name in ("whole", "killed")]
+    assert files[0].read_bytes() == files[1].read_bytes()
 
 
 def test_every_named_recipe_trains(train, tmp_path):
