@@ -1,8 +1,8 @@
 """Files of tensors and plain values in PyTorch's zip format, read without trust in them.
 
 torch.load compares no checksum, so that a changed byte changes a weight unnoticed, and a pickle
-of some bytes can make it reserve any amount of memory. `read_tensors` reads the same format with
-Python's zipfile and unpickler, in time and memory that grow with the size of the file alone.
+of some bytes can make it reserve any amount of memory. `read_tensors` reads the same format
+with Python's zipfile and unpickler, in time and memory that only the size of the file bounds.
 
 The format: a zip archive, in which NAME/data.pkl is a pickle of the content. Each tensor in it
 refers to a record NAME/data/KEY, which holds the numbers.
@@ -193,7 +193,9 @@ class _Unpickler(pickle._Unpickler):
         if count * dtype.itemsize != len(content):
             raise InputError(f"damaged (a record has another size than declared); {AGAIN}")
         # torch.frombuffer refuses an empty buffer.
-        return torch.frombuffer(content, dtype=dtype) if content else torch.empty(0, dtype=dtype)
+        return (
+            torch.frombuffer(content, dtype=dtype) if content else torch.empty(0, dtype=dtype)
+        )
 
     def load_setitems(self) -> None:
         self._update_dict(self.pop_mark())
