@@ -112,7 +112,7 @@ def _require_weights(weights: Any) -> None:
     )
     # Tensors can share their numbers in the file, but not in a network.
     size = sum(value.nbytes for value in weights.values())
-    require(size <= MAX_BYTES, "its weights have more bytes than the file")
+    require(size <= MAX_BYTES, "its weights need more memory than any network")
 
 
 def _load_network(

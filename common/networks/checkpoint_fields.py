@@ -52,8 +52,10 @@ def require_fields(content: dict[str, Any]) -> None:
 def _is_class_names(classes: Any) -> bool:
     return (
         isinstance(classes, list | tuple)
-        and all(isinstance(name, str) and name.isprintable() for name in classes)
-        and all(1 <= len(name) <= MAX_NAME for name in classes)
+        and all(
+            isinstance(name, str) and 1 <= len(name) <= MAX_NAME and name.isprintable()
+            for name in classes
+        )
         and len(set(classes)) == len(classes) >= 2
     )
 
