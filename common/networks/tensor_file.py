@@ -56,13 +56,15 @@ def read_tensors(path: Path) -> Any:
     """
     require_regular(path)
     try:
-        with path.open("rb") as file:
+        file = path.open("rb")
+    except OSError as error:
+        raise InputError(f"{path}: can't be read ({error.strerror})") from None
+    try:
+        with file:
             return _read(file)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
-    except OSError as error:
-        raise InputError(f"{path}: can't be read ({error.strerror})") from None
-    except Exception:  # zipfile and unpickler raise almost any on a damaged file
+    except Exception:  # zipfile and the unpickler raise almost any error for a damaged file
         raise InputError(f"{path}: damaged, or not written by torch.save; {AGAIN}") from None
 
 

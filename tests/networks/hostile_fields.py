@@ -63,7 +63,7 @@ def without(name: str, whole: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in whole.items() if key != name}
 
 
-BOOLS = {"None": None, "a number": 1, "text": "no", "a tensor": torch.tensor(False)}
+BOOLS = {"None": None, "a number": 1, "text": "no", "a tensor": torch.tensor(0)}
 # For each field of the content: the reason, and values that it can't have.
 FIELDS = {
     "architecture": (
@@ -90,22 +90,25 @@ FIELDS = {
     "trained_on_test": ("trained_on_test is not true or false", BOOLS),
     "recipe": (
         "recipe does not consist",
-        {"text": "baseline", "a list": [], "a tensor": {"tau": torch.tensor(1.0)}, "NaN": {"a": NAN},
-         "infinite": {"a": [-INFINITE]}, "a number as name": {3: 1}, "nested": {"a": nested(50)},
+        {"text": "baseline", "a list": [], "a tensor": {"tau": torch.tensor(1.0)},
+         "NaN": {"a": NAN},
+         "infinite": {"a": [-INFINITE]}, "a number as name": {3: 1},
+         "nested": {"a": nested(50)},
          "deeply nested": {"a": nested(400)}, "an escape": {"a": "\x1b]0;title\x07"},
          "an escape as name": {"\x1b[2J": 0}, "a bomb": {"a": bomb(10, 9)},
          "a wide bomb": {"a": bomb(40_000, 3)}, "long text": {"a": ["x" * 10**5] * 10**5}},
     ),
     "data": (
         "data",
-        {"text": "synthetic", "empty": {}, "a number as source": {"source": 1, "fingerprint": ""},
+        {"text": "synthetic", "empty": {}, "no source": {"fingerprint": ""},
          "no fingerprint": {"source": "synthetic"}, "a list": ["source", "fingerprint"],
          "a tensor": {"source": "", "fingerprint": "", "counts": torch.ones(3)}},
     ),
     "arguments": (
         "arguments",
         {"None": None, "a list": [3], "empty": {}, "no classes": {"width": 1},
-         "a number as name": {"classes": 3, 4: 4}, "an unknown name": ARGUMENTS | {"bias": True},
+         "a number as name": {"classes": 3, 4: 4},
+         "an unknown name": ARGUMENTS | {"bias": True},
          "dropout": ARGUMENTS | {"dropout": 2.0}},
     ),
     "weights": (
@@ -127,7 +130,8 @@ ARGUMENT_VALUES = {
     "classifier": {"unknown": "tanh", "None": None, "a number": 3, "a tensor": torch.zeros(1)},
     "flip_average": BOOLS,
     "logit_offset": {"too short": [0.0, 1.0], "too long": [0.0] * 4, "a number": 1.0,
-                     "text": ["0", "1", "2"], "bools": [True, False, True], "NaN": [0.0, NAN, 0.0],
+                     "text": ["0", "1", "2"], "bools": [True, False, True],
+                     "NaN": [0.0, NAN, 0.0],
                      "infinite": [0.0, 0.0, INFINITE], "a dict": {0: 0.0, 1: 0.0, 2: 0.0},
                      "a tensor": torch.zeros(3), "nested": [[0.0], [0.0], [0.0]],
                      "beyond a float": [10**400, 0, 0]},
@@ -158,9 +162,9 @@ def hostile_contents() -> dict[str, tuple[str, Any]]:
         "is not finite",
         arguments(logit_offset=[1e39, 0.0, 0.0]),
     )
-    for width in (2, 700, 2000, 10**6, 2**31, 2**40):
+    for width in (2, 700, 2000, 10**6):
         cases[f"width {width}"] = ("another shape or type", arguments(width=width))
-    for width in (2**62, 10**30):
+    for width in (2**40, 10**30):  # more weights than fit a 64-bit integer
         cases[f"width {width}"] = ("no network can be built", arguments(width=width))
     cases["width of a simple-cnn"] = (
         "arguments are not those",
@@ -180,12 +184,17 @@ def hostile_contents() -> dict[str, tuple[str, Any]]:
         for number in (NAN, INFINITE, -INFINITE):
             cases[f"{name} with {number}"] = (f"{name} is not finite", with_value(name, number))
     cases["a negative variance"] = (
-        "is negative", with_value("layers.0.1.running_var", -1e-3)
-    )  # fmt: skip
+        "layers.0.1.running_var is negative",
+        with_value("layers.0.1.running_var", -1e-3),
+    )
+    huge = {
+        "layers.8.1.1.bias": torch.full((8,), 1e30),
+        "head.weight": torch.full((3, 8), 1e30),
+    }
     cases["logits that overflow"] = (
         "the logits of a grey image are not finite",
-        with_weight("head.weight", torch.full((3, 8), 3e38))
-    )  # fmt: skip
+        content(weights=NETWORK.state_dict() | huge),
+    )
     for name in ("layers.3.0.0.weight", "head.weight", "layers.0.1.num_batches_tracked"):
         fewer = without(name, NETWORK.state_dict())
         cases[f"no {name}"] = (f"{name} is missing", content(weights=fewer))

@@ -18,6 +18,7 @@ import torch
 DAMAGED = "damaged, or not written by torch.save"
 NOT_A_ZIP = "not in PyTorch's zip format"
 OBJECTS = "other objects than tensors"
+HASH_0 = 2**61 - 1  # it and its multiples have the hash 0 in CPython
 TOUCH = b"X\x0e\x00\x00\x00touch executed"
 OPEN = b"(X\x08\x00\x00\x00executedX\x01\x00\x00\x00wt"
 
@@ -130,9 +131,15 @@ def damaged_archives() -> dict[str, tuple[str, bytes]]:
         "wrong checksum in the directory": ("the checksum", at(last + 16, "<I", 5)),
         "size of 4 GB": ("declare more bytes", at(last + 20, "<2I", 2**32 - 2, 2**32 - 2)),
         "inflated size of 4 GB": ("declare more bytes", at(last + 24, "<I", 2**32 - 2)),
-        "other offset": (DAMAGED, at(last + 42, "<I", 3)),
-        "offset beyond the end": (DAMAGED, at(last + 42, "<I", 2**31)),
-        "other name in the directory": (DAMAGED, at(last + 46, "<B", 65)),
+        "other offset": ("the checksum of a record is wrong", at(last + 42, "<I", 3)),
+        "offset beyond the end": (
+            "the checksum of a record is wrong",
+            at(last + 42, "<I", 2**31),
+        ),
+        "other name in the directory": (
+            "the checksum of a record is wrong",
+            at(last + 46, "<B", 65),
+        ),
         "two records of one name": ("two records have one name", twice),
         "overlapping records": ("declare more bytes", overlapping),
         "20,000 records": ("more than 1000 records", many.getvalue()),
@@ -166,7 +173,7 @@ def hostile_pickles() -> dict[str, tuple[str, bytes]]:
         "pathlib.Path": (OBJECTS, calls(b"pathlib\nPath", OPEN)),
         "this project's code": (OBJECTS, calls(b"common.files\nwrite_text", OPEN)),
         "opcode INST": (DAMAGED, b"\x80\x02(" + TOUCH + b"ios\nsystem\n."),
-        "opcode OBJ": (DAMAGED, b"\x80\x02(cos\nsystem\n" + TOUCH + b"o."),
+        "opcode OBJ": (OBJECTS, b"\x80\x02(cos\nsystem\n" + TOUCH + b"o."),
         "opcode NEWOBJ": (DAMAGED, b"\x80\x02ccollections\nOrderedDict\n)\x81."),
         "opcode STACK_GLOBAL": (DAMAGED, b"\x80\x04\x8c\x02os\x8c\x06system\x93."),
         "opcode EXT1": (DAMAGED, b"\x80\x02\x82\x01."),
@@ -176,8 +183,8 @@ def hostile_pickles() -> dict[str, tuple[str, bytes]]:
         "call of a string": (DAMAGED, b"\x80\x02" + TOUCH + b")R."),
         "call of a type": (DAMAGED, calls(b"torch\nFloatStorage", b")")),
         "attribute of a function": (
-            "not a checkpoint",
-            b"\x80\x02ccollections\nOrderedDict\n}X\x0c\x00\x00\x00__defaults__)s\x86b.",
+            "not a dict",
+            b"\x80\x02ccollections\nOrderedDict\nN}%b)s\x86b." % value("__defaults__"),
         ),
         # Memory and time
         "LONG_BINPUT": ("not a dict", b"\x80\x02Nr\xff\xff\xff\x7f."),
@@ -190,7 +197,7 @@ def hostile_pickles() -> dict[str, tuple[str, bytes]]:
         "FloatTensor of 4 GB": (OBJECTS, calls(b"torch\nFloatTensor", b"(J\xff\xff\xff\x3ft")),
         "list in list": ("not a dict", save % (b"]" * 10**6 + b"a" * 40_000)),
         "tuple in tuple": ("not a dict", save % (b")" + b"\x85" * 10**6)),
-        "million dicts": ("not a dict", save % (b"}" * 10**6)),
+        "million dicts": ("architecture is missing", save % (b"}" * 10**6)),
         "marks": (DAMAGED, save % (b"(" * 10**6)),
         "dict of dicts": (
             # A dict of 20,000 names, and 200,000 calls of OrderedDict that would copy it.
@@ -202,7 +209,7 @@ def hostile_pickles() -> dict[str, tuple[str, bytes]]:
         ),
         "keys of one hash": (
             DAMAGED,
-            save % (b"}(" + b"".join(value(i * (2**61 - 1)) + b"N" for i in range(30_000)) + b"u"),
+            save % (b"}(%bu" % b"".join(value(i * HASH_0) + b"N" for i in range(30_000))),
         ),
         "key that is a tuple": (DAMAGED, b"\x80\x02})Ns."),
         "item of a tensor": (DAMAGED, save % (tensor() + empty_key + b"Ns")),
@@ -235,7 +242,7 @@ def hostile_pickles() -> dict[str, tuple[str, bytes]]:
         "half precision": (OBJECTS, weights(tensor(storage=b"torch\nHalfStorage"))),
         "reference of text": (DAMAGED, b"\x80\x02" + value("storage") + b"Q."),
         "reference of a number": (DAMAGED, b"\x80\x02K\x00Q."),
-        "tensor of a tensor of text": (DAMAGED, b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n(t."),
+        "tensor of nothing": (DAMAGED, calls(b"torch._utils\n_rebuild_tensor_v2", b"(t")),
     }  # fmt: skip
     files = {
         f"pickle, {name}": (reason, archive(content, bytes(16)))
