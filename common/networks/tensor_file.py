@@ -26,7 +26,7 @@ from common.files import atomic_write, require_regular
 
 # Far more than any file of this project has; they bound the time and memory of a hostile one.
 MAX_RECORDS = 1000
-MAX_PICKLE_BYTES = 2**20
+MAX_PICKLE_BYTES = 2**19
 MAX_DIMENSIONS = 8
 MAX_KEY = 2**16
 

@@ -160,7 +160,7 @@ def hostile_pickles() -> dict[str, tuple[str, bytes]]:
         "stack underflow": (DAMAGED, b"\x80\x02s."),
         "no mark": (DAMAGED, b"\x80\x02]e."),
         "memo without entry": (DAMAGED, b"\x80\x02h\x07."),
-        "2 MB": ("bytes beside its tensors", save % value("x" * 2**21)),
+        "1 MB": ("bytes beside its tensors", save % value("x" * 2**20)),
         # Executes
         "os.system": (OBJECTS, system),
         "posix.system": (OBJECTS, calls(b"posix\nsystem", b"(" + TOUCH + b"t")),
@@ -195,16 +195,16 @@ def hostile_pickles() -> dict[str, tuple[str, bytes]]:
         "LONG4": (DAMAGED, b"\x80\x02\x8b\xff\xff\xff\x7f."),
         "bytearray of 4 GB": (OBJECTS, calls(b"builtins\nbytearray", b"(J\xff\xff\xff\x7ft")),
         "FloatTensor of 4 GB": (OBJECTS, calls(b"torch\nFloatTensor", b"(J\xff\xff\xff\x3ft")),
-        "list in list": ("not a dict", save % (b"]" * 10**6 + b"a" * 40_000)),
-        "tuple in tuple": ("not a dict", save % (b")" + b"\x85" * 10**6)),
-        "million dicts": ("architecture is missing", save % (b"}" * 10**6)),
-        "marks": (DAMAGED, save % (b"(" * 10**6)),
+        "list in list": ("not a dict", save % (b"]" * 400_000 + b"a" * 40_000)),
+        "tuple in tuple": ("not a dict", save % (b")" + b"\x85" * 500_000)),
+        "500,000 dicts": ("architecture is missing", save % (b"}" * 500_000)),
+        "marks": (DAMAGED, save % (b"(" * 500_000)),
         "dict of dicts": (
-            # A dict of 20,000 names, and 200,000 calls of OrderedDict that would copy it.
+            # A dict of 10,000 names, and 70,000 calls of OrderedDict that would copy it.
             DAMAGED,
             save % (
-                b"ccollections\nOrderedDict\nq\x01" + value({f"{i}": 0 for i in range(20_000)})
-                + b"\x85q\x02" + b"h\x01h\x02R" * 100_000
+                b"ccollections\nOrderedDict\nq\x01" + value({f"{i}": 0 for i in range(10_000)})
+                + b"\x85q\x02" + b"h\x01h\x02R" * 70_000
             ),
         ),
         "keys of one hash": (

@@ -13,12 +13,6 @@ import signal
 import sys
 from pathlib import Path
 
-sys.path.insert(0, sys.argv[1])
-
-import torch
-
-from common.networks.checkpoint import load_checkpoint
-
 SECONDS = 5
 WAIT_SECONDS = 120  # far above SECONDS, because other processes may use the processor
 # Above what the test allows: a file that takes too much must be seen to take it.
@@ -31,22 +25,26 @@ def peak():
     return int(status.partition("VmPeak:")[2].split()[0]) * 1024
 
 
-torch.set_num_threads(1)
-before = peak()
-resource.setrlimit(resource.RLIMIT_AS, (before + MAX_GROWTH,) * 2)
-for name in sys.argv[2:]:
-    signal.setitimer(signal.ITIMER_PROF, SECONDS)
-    signal.alarm(WAIT_SECONDS)
-    error = None
-    try:
-        load_checkpoint(Path(name))
-    except BaseException as raised:
-        error = raised
-    kind = type(error).__name__
-    result = {
-        "name": Path(name).name,
-        "kind": kind,
-        "text": str(error),
-        "grown": peak() - before,
-    }
-    print(json.dumps(result), flush=True)
+def main(repository, *names):
+    sys.path.insert(0, repository)
+    import torch
+
+    from common.networks.checkpoint import load_checkpoint
+
+    torch.set_num_threads(1)
+    before = peak()
+    resource.setrlimit(resource.RLIMIT_AS, (before + MAX_GROWTH,) * 2)
+    for name in names:
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)
+        signal.alarm(WAIT_SECONDS)
+        error = None
+        try:
+            load_checkpoint(Path(name))
+        except BaseException as raised:
+            error = raised
+        result = {"name": Path(name).name, "kind": type(error).__name__, "text": str(error)}
+        print(json.dumps(result | {"grown": peak() - before}), flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

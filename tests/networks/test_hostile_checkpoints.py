@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import struct
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import is_one_line
 from hostile_fields import content, hostile_contents
 from hostile_files import damaged_archives, hostile_pickles
 
+from common.errors import InputError
 from common.files import ROOT
+from common.networks.build import build
 from common.networks.checkpoint import load_checkpoint
 
 
@@ -89,6 +95,48 @@ def test_every_hostile_file_is_refused_in_one_line_within_5_s_and_1_gb(tmp_path)
 def test_what_is_changed_in_the_cases_is_a_checkpoint(tmp_path):
     torch.save(content(), tmp_path / "one.pt")
     assert load_checkpoint(tmp_path / "one.pt").data["source"] == "synthetic"
+
+
+def test_a_flipped_byte_is_refused_or_changes_nothing(tmp_path):
+    arguments = {"classes": 3}
+    weights = build("simple-cnn", arguments, seed=5).state_dict()
+    saved = content(architecture="simple-cnn", arguments=arguments, weights=weights)
+    file, path = io.BytesIO(), tmp_path / "flipped.pt"
+    torch.save(saved, file)
+    whole = file.getvalue()
+    has_checksum = np.zeros(len(whole), dtype=bool)
+    for record in zipfile.ZipFile(file).infolist():
+        names = struct.unpack_from("<2H", whole, record.header_offset + 26)
+        start = record.header_offset + 30 + sum(names)
+        has_checksum[start : start + record.file_size] = True
+    rng = np.random.default_rng(0)
+    anywhere = rng.integers(len(whole), size=500)
+    without_checksum = rng.choice(np.flatnonzero(~has_checksum), size=500)
+    loaded = 0
+    for position in [*anywhere, *without_checksum]:
+        flipped = bytearray(whole)
+        flipped[position] ^= rng.integers(1, 256)
+        path.write_bytes(flipped)
+        try:
+            checkpoint = load_checkpoint(path)
+        except InputError:
+            continue
+        loaded += 1
+        assert not has_checksum[position]
+        now = checkpoint.network.state_dict()
+        assert all(torch.equal(now[name], value) for name, value in weights.items())
+        facts = checkpoint.record(path) | {"classes": list(checkpoint.classes)}
+        assert saved | facts == saved | {"path": str(path)}
+    assert 0 < loaded < 500
+
+
+def test_a_file_that_is_cut_anywhere_is_refused(tmp_path):
+    file, path = io.BytesIO(), tmp_path / "cut.pt"
+    torch.save(content(), file)
+    for length in np.random.default_rng(0).integers(len(file.getvalue()), size=200):
+        path.write_bytes(file.getvalue()[:length])
+        with pytest.raises(InputError):
+            load_checkpoint(path)
 
 
 def test_a_script_refuses_a_hostile_file_in_one_line(in_process, tmp_path):
