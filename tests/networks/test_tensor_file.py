@@ -14,7 +14,6 @@ from conftest import is_one_line
 from hostile_files import archive, tensor, value, weights
 
 from common.errors import InputError
-from common.files import ROOT
 from common.networks import tensor_file
 from common.networks.build import build
 from common.networks.tensor_file import read_tensors, write_tensors
@@ -58,11 +57,6 @@ def test_the_content_is_read_as_torch_load_reads_it(tmp_path, content):
     read = read_tensors(path)
     assert is_same(read, content)
     assert is_same(read, torch.load(path, weights_only=True))
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "models").glob("*.pt")), ids=lambda p: p.name)
-def test_the_repositorys_checkpoints_are_read_as_torch_load_reads_them(path):
-    assert is_same(read_tensors(path), torch.load(path, weights_only=True))
 
 
 def test_tensors_that_share_numbers_share_them_again_and_can_be_changed(tmp_path):
