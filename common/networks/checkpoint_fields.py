@@ -79,20 +79,18 @@ def _is_argument(name: str, value: Any, classes: int) -> bool:
     match name:
         case "classes":
             return type(value) is int and value == classes
-        case "width":
-            return type(value) is int and value >= 1
         case "classifier":
             return isinstance(value, str) and value in ("linear", "cosine")
         case "flip_average":
             return type(value) is bool
-        case _:  # logit_offset
+        case "logit_offset":
             return value is None or (
                 isinstance(value, list | tuple)
                 and len(value) == classes
-                and all(
-                    type(number) in (int, float) and math.isfinite(number) for number in value
-                )
+                and all(type(item) in (int, float) and math.isfinite(item) for item in value)
             )
+        case _:  # an option of the architecture, such as its width
+            return type(value) is int and value >= 1
 
 
 def _is_plain(value: Any) -> bool:

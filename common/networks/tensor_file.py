@@ -40,19 +40,25 @@ SAVE_AGAIN = "load it with PyTorch, and save it again with torch.save"
 
 
 def write_tensors(path: Path, content: dict[str, Any]) -> None:
-    """Write tensors and plain values to `path`, atomically."""
+    """Write tensors and plain values to `path`, atomically.
+
+    Raises OutputError if the file can't be written.
+    """
     # Given a path, torch.save stores the file's name in the file; given a stream, it does not.
-    with atomic_write(path) as temporary, temporary.open("wb") as file:
-        torch.save(content, file)
+    # Of a full disk it makes a RuntimeError, so it writes to memory.
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
 
 
 def read_tensors(path: Path) -> Any:
     """Return the content of `path`, as torch.load does, with the tensors on the CPU.
 
     The content consists of tensors of float32, int64 or uint8 and of None, bool, int, float,
-    str, list, tuple and dict. Nothing else is read or executed. The memory that is needed is
-    little more than the size of the file. Raises InputError for a file that is missing,
-    damaged, or of another kind.
+    str, list, tuple and dict, as which an OrderedDict is read. Nothing else is read, nothing is
+    executed, and the memory that is needed is little more than the size of the file. Raises
+    InputError for a file that is missing, damaged, or of another kind.
     """
     require_regular(path)
     try:

@@ -8,7 +8,6 @@ file takes more than 5 seconds of processor time, and with SIGALRM where it wait
 """
 
 import json
-import resource
 import signal
 import sys
 from pathlib import Path
@@ -27,6 +26,8 @@ def peak():
 
 def main(repository, *names):
     sys.path.insert(0, repository)
+    import resource  # Windows has none, and pytest imports this file there too
+
     import torch
 
     from common.networks.checkpoint import load_checkpoint

@@ -13,7 +13,7 @@ import torch
 from conftest import is_one_line
 from hostile_files import archive, tensor, value, weights
 
-from common.errors import InputError
+from common.errors import InputError, OutputError
 from common.networks import tensor_file
 from common.networks.build import build
 from common.networks.tensor_file import read_tensors, write_tensors
@@ -57,6 +57,21 @@ def test_the_content_is_read_as_torch_load_reads_it(tmp_path, content):
     read = read_tensors(path)
     assert is_same(read, content)
     assert is_same(read, torch.load(path, weights_only=True))
+
+
+def test_a_full_disk_is_an_output_error_and_the_earlier_file_stays(tmp_path):
+    resource = pytest.importorskip("resource")
+    path = tmp_path / "state"
+    write_tensors(path, [1])
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        with pytest.raises(OutputError, match=r"state: can't be written"):
+            write_tensors(path, [torch.zeros(10_000)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert read_tensors(path) == [1]
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_tensors_that_share_numbers_share_them_again_and_can_be_changed(tmp_path):
