@@ -17,7 +17,7 @@ import sys
 import zipfile
 from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar
 
 import torch
 
@@ -172,7 +172,7 @@ class _Unpickler(pickle._Unpickler):
     pickle names, and its opcodes can't be chosen.
     """
 
-    dispatch = {code[0]: pickle._Unpickler.dispatch[code[0]] for code in OPCODES}  # noqa: RUF012
+    dispatch: ClassVar = {code[0]: pickle._Unpickler.dispatch[code[0]] for code in OPCODES}
 
     def __init__(self, archive: zipfile.ZipFile, root: str) -> None:
         content = archive.getinfo(f"{root}/data.pkl")
@@ -193,7 +193,7 @@ class _Unpickler(pickle._Unpickler):
     def persistent_load(self, pid: tuple[str, torch.dtype, str, str, int]) -> torch.Tensor:
         """Return the numbers of a record, one-dimensional."""
         _, dtype, key, _, count = pid
-        if not isinstance(key, str):  # hashing a long tuple again and again would take time
+        if not isinstance(key, str):  # the hash of a nested tuple can take for ever
             raise TypeError
         if key not in self.storages:
             self.storages[key] = bytearray(self.archive.read(f"{self.root}/data/{key}"))
@@ -218,8 +218,6 @@ class _Unpickler(pickle._Unpickler):
         for key in items[::2]:
             if not (isinstance(key, str) or (type(key) is int and 0 <= key < MAX_KEY)):
                 raise TypeError
-        if type(self.stack[-1]) is not dict:
-            raise TypeError
         self.stack[-1].update(zip(items[::2], items[1::2], strict=True))
 
     def load_build(self) -> None:

@@ -112,13 +112,10 @@ FIELDS = {
          "dropout": ARGUMENTS | {"dropout": 2.0}},
     ),
     "weights": (
-        "not a checkpoint",
-        {"None": None, "a list": list(NETWORK.state_dict().values()), "empty": {},
+        "its weights are not tensors by name",
+        {"None": None, "a list": list(NETWORK.state_dict().values()),
          "a tensor": torch.zeros(3), "numbers as names": {0: torch.zeros(3)},
-         "numbers": {"head.weight": 1.0},
-         "one more": NETWORK.state_dict() | {"more": torch.zeros(3)},
-         "another network's": build("simple-cnn", {"classes": 3}).state_dict(),
-         "of flip_average": {f"network.{k}": v for k, v in NETWORK.state_dict().items()}},
+         "numbers": {"head.weight": 1.0}},
     ),
 }  # fmt: skip
 # For each argument of the network: values that it can't have.
@@ -198,13 +195,29 @@ def hostile_contents() -> dict[str, tuple[str, Any]]:
     for name in ("layers.3.0.0.weight", "head.weight", "layers.0.1.num_batches_tracked"):
         fewer = without(name, NETWORK.state_dict())
         cases[f"no {name}"] = (f"{name} is missing", content(weights=fewer))
-    course = build("simple-cnn", {"classes": 3}).state_dict()
-    for name, weights in {
-        "None": None, "a list": [], "a tensor": torch.zeros(3), "numbers": {"fc3.bias": 3.0},
-        "empty": {}, "one weight": {"fc3.bias": torch.zeros(3)},
-        "NaN": course | {"fc3.bias": torch.full((3,), NAN)},
-        "four classes": build("simple-cnn", {"classes": 4}).state_dict(),
-        "a ResNet9": NETWORK.state_dict(),
-    }.items():  # fmt: skip
-        cases[f"model_state_dict, {name}"] = ("not a checkpoint", {"model_state_dict": weights})
+    course, names = build("simple-cnn", {"classes": 3}).state_dict(), NETWORK.state_dict()
+    for name, reason, weights in (
+        ("empty", "layers.0.0.weight is missing", {}),
+        ("one more", "it has more weights than resnet9", names | {"more": torch.zeros(3)}),
+        ("another network's", "layers.0.0.weight is missing", course),
+        ("of flip_average", "is missing", {f"network.{key}": w for key, w in names.items()}),
+    ):
+        cases[f"weights, {name}"] = (reason, content(weights=weights))
+    not_weights = "its weights are not tensors by name"
+    for name, reason, weights in (
+        ("None", not_weights, None),
+        ("a list", not_weights, []),
+        ("a tensor", not_weights, torch.zeros(3)),
+        ("numbers", not_weights, {"fc3.bias": 3.0}),
+        ("empty", "conv1.weight is missing", {}),
+        ("one weight", "conv1.weight is missing", {"fc3.bias": torch.zeros(3)}),
+        ("NaN", "fc3.bias is not finite", course | {"fc3.bias": torch.full((3,), NAN)}),
+        (
+            "two classes",
+            "fc3.weight has another shape",
+            course | {"fc3.weight": course["fc3.weight"][:2]},
+        ),
+        ("a ResNet9", "conv1.weight is missing", names),
+    ):
+        cases[f"model_state_dict, {name}"] = (reason, {"model_state_dict": weights})
     return cases

@@ -130,6 +130,7 @@ def damaged_archives() -> dict[str, tuple[str, bytes]]:
         "wrong checksum": ("the checksum of a record is wrong", wrong),
         "wrong checksum in the directory": ("the checksum", at(last + 16, "<I", 5)),
         "size of 4 GB": ("declare more bytes", at(last + 20, "<2I", 2**32 - 2, 2**32 - 2)),
+        "stored size of 4 GB": ("declare more bytes", at(last + 20, "<I", 2**32 - 2)),
         "inflated size of 4 GB": ("declare more bytes", at(last + 24, "<I", 2**32 - 2)),
         "other offset": ("the checksum of a record is wrong", at(last + 42, "<I", 3)),
         "offset beyond the end": (
@@ -151,6 +152,9 @@ def damaged_archives() -> dict[str, tuple[str, bytes]]:
 def hostile_pickles() -> dict[str, tuple[str, bytes]]:
     """Return files whose pickle executes something, or takes much time or memory."""
     save = b"\x80\x02%b."
+    nested: tuple[Any, ...] = ()
+    for _ in range(30):
+        nested = (nested,) * 10
     empty_key = b"X\x00\x00\x00\x00"
     system = calls(b"os\nsystem", b"(" + TOUCH + b"t")
     pickles = {
@@ -203,8 +207,8 @@ def hostile_pickles() -> dict[str, tuple[str, bytes]]:
             # A dict of 10,000 names, and 70,000 calls of OrderedDict that would copy it.
             DAMAGED,
             save % (
-                b"ccollections\nOrderedDict\nq\x01" + value({f"{i}": 0 for i in range(10_000)})
-                + b"\x85q\x02" + b"h\x01h\x02R" * 70_000
+                value({f"{i}": 0 for i in range(10_000)}) + b"\x85q\x02"
+                + b"ccollections\nOrderedDict\nq\x01" + b"h\x01h\x02R" * 70_000
             ),
         ),
         "keys of one hash": (
@@ -226,7 +230,7 @@ def hostile_pickles() -> dict[str, tuple[str, bytes]]:
         "negative stride": (DAMAGED, weights(tensor((2,), (-1,)))),
         "negative size": (DAMAGED, weights(tensor((-2,), (1,)))),
         "size beyond an integer": (DAMAGED, weights(tensor((0, 2**70), (1, 1)))),
-        "size of text": (DAMAGED, weights(tensor(("x" * 1000, 10**9), (1, 1)))),
+        "size of text": (DAMAGED, weights(tensor(("x" * 1000, 3 * 10**6), (1, 1)))),
         "size of a float": (DAMAGED, weights(tensor((1.5,), (1,)))),
         "size None": (DAMAGED, weights(tensor(None, (1,)))),
         "more strides than sizes": (DAMAGED, weights(tensor((4,), (1, 1)))),
@@ -237,7 +241,7 @@ def hostile_pickles() -> dict[str, tuple[str, bytes]]:
         ),
         "count of text": ("another size", weights(tensor(count="4"))),
         "key outside": (DAMAGED, weights(tensor(key="../data.pkl"))),
-        "key of a tuple": (DAMAGED, weights(tensor(key=("0",)))),
+        "key of a tuple": (DAMAGED, weights(tensor(key=nested))),
         "storage without type": (DAMAGED, weights(tensor(storage=b"collections\nOrderedDict"))),
         "half precision": (OBJECTS, weights(tensor(storage=b"torch\nHalfStorage"))),
         "reference of text": (DAMAGED, b"\x80\x02" + value("storage") + b"Q."),
@@ -248,6 +252,9 @@ def hostile_pickles() -> dict[str, tuple[str, bytes]]:
         f"pickle, {name}": (reason, archive(content, bytes(16)))
         for name, (reason, content) in pickles.items()
     }
+    shared = b"".join(value(f"{i}") + tensor((2**21,), count=2**21) for i in range(40))
+    shared = b"\x80\x02}%b}(%bus." % (value("model_state_dict"), shared)
+    files["40 weights of the same 8 MB"] = ("need more memory", archive(shared, bytes(2**23)))
     for protocol in range(6):
         content = pickle.dumps(Executes(), protocol)
         files[f"bare pickle of protocol {protocol}"] = (NOT_A_ZIP, content)

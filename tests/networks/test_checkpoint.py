@@ -146,3 +146,11 @@ def test_the_random_state_is_not_changed(tmp_path):
     before = torch.get_rng_state()
     load_checkpoint(tmp_path / "one.pt")
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_network_is_loaded_to_the_device(tmp_path):
+    path = tmp_path / "one.pt"
+    network = build("simple-cnn", {"classes": 2})
+    save_checkpoint(path, network, "simple-cnn", {"classes": 2}, **facts())
+    weights = load_checkpoint(path, "meta").network.parameters()
+    assert {weight.device.type for weight in weights} == {"meta"}
