@@ -26,6 +26,7 @@ def call_in_processes(
     the order of `arguments`. If the caller stops early, or is killed, the workers end at once.
     Raises InputError if a worker is killed, and what a call raises.
     """
+    before = set(multiprocessing.active_children())
     executor = ProcessPoolExecutor(
         min(jobs, len(arguments)), multiprocessing.get_context("spawn"), _prepare_worker
     )
@@ -52,7 +53,7 @@ def call_in_processes(
             " fewer --jobs"
         ) from None
     finally:
-        for process in multiprocessing.active_children():
+        for process in set(multiprocessing.active_children()) - before:
             process.kill()
         executor.shutdown()
 
