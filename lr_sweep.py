@@ -60,7 +60,7 @@ def sweep_stage(args, name, recipe, split, examples, network, device, caption):
     from common.reporting.learning_rate_figures import sweep_figures
     from common.reporting.learning_rate_tables import sweep_text
     from common.training.learning_rates import best_rate, start_loss, verdict
-    from common.training.runs import Run, train_all
+    from common.training.runs import MEASURED, Run, train_all
 
     runs = [
         Run(f"{name}-lr{rate:g}", replace(recipe, learning_rate=rate), args.seed)
@@ -93,7 +93,11 @@ def sweep_stage(args, name, recipe, split, examples, network, device, caption):
         recipe=asdict(recipe),
         start_loss=start,
         best_rate=best,
-        rates=[{"rate": r, "verdict": verdicts[r], **result_by_rate[r]} for r in verdicts],
+        rates=[
+            {"rate": rate, "verdict": verdicts[rate]}
+            | {name: result[name] for name in MEASURED if name in result}
+            for rate, result in result_by_rate.items()
+        ],
     )
     options.print_saved(*figures, result)
     print(f"saved {options.display_path(root / 'models' / name)}-lrRATE.pt and .json")

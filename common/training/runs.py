@@ -34,6 +34,13 @@ from common.training.resampling import make_examples
 from common.training.workers import call_in_processes
 
 
+# What a result holds of its run, whether it was trained just now or read from its file.
+MEASURED = (
+    "recipe", "examples", "drawn", "trained_on_test", "precision", "history", "diverged",
+    "validation", "report", "seconds",
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Run:
     """One recipe with one seed. Its files are models/FILE.pt and models/FILE.json."""
