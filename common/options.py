@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from common.dataset import DEFAULT_CLASSES
-from common.errors import DivergedError, DownloadError, InputError
+from common.errors import InputError
 from common.files import ROOT
+from common.terminal import printable, run_to_exit_code
 from common.training.recipe import FIELDS, Recipe, option_name
 from common.training.recipes import select
 
@@ -43,7 +44,8 @@ class Parser(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+        line = printable(f"{self.prog}: {message} (see {self.prog} --help)")
+        self.exit(2, f"{line}\n")
 
 
 def number(
@@ -286,7 +288,7 @@ def load_split(args: argparse.Namespace) -> Split:
 def display_path(path: Path) -> str:
     """Return a path for people: relative to the current folder if it lies below it."""
     path, here = path.resolve(), Path.cwd()
-    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+    return printable(str(path.relative_to(here) if path.is_relative_to(here) else path))
 
 
 def print_saved(*paths: Path) -> None:
@@ -297,15 +299,6 @@ def print_saved(*paths: Path) -> None:
 
 
 def run(main: Callable[[argparse.Namespace], None], parser: Parser) -> None:
-    """Parse the command line and call `main`; errors for the user are one line, exit code 2."""
-    args = parser.parse_args()
-    try:
-        main(args)
-    except (InputError, DivergedError, DownloadError) as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print(f"\n{parser.prog}: stopped; what was finished is saved", file=sys.stderr)
-        sys.exit(130)
-    except BrokenPipeError:  # the reader, such as `| head`, has closed the pipe
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    """Parse the command line and call `main`; see `run_to_exit_code` for how it ends."""
+    if code := run_to_exit_code(parser.prog, lambda: main(parser.parse_args())):
+        sys.exit(code)
