@@ -382,12 +382,13 @@ def test_help_loads_nothing_heavy():
         assert done.stdout.endswith("light\n"), name
 
 
-def test_an_interrupted_run_ends_in_one_line(tmp_path):
-    """Ctrl-C while training: the checkpoint of the finished recipe stays."""
+@pytest.mark.parametrize(("name", "jobs"), [("SIGINT", 1), ("SIGTERM", 2)])
+def test_an_interrupted_run_ends_in_one_line(tmp_path, name, jobs):
+    """Ctrl-C or SIGTERM while training: the checkpoint of the finished recipe stays."""
     process = subprocess.Popen(
         [sys.executable, "-u", ROOT / "train.py", "baseline", "naive-100",
          "--data", "synthetic", "--train-counts", "60", "20", "20", "--test-counts", "12", "4",
-         "4", "--threads", "1", "--output-dir", tmp_path],
+         "4", "--threads", "1", "--jobs", str(jobs), "--output-dir", tmp_path],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         # A shell's background job ignores Ctrl-C, and so would this process after it.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
@@ -395,10 +396,11 @@ def test_an_interrupted_run_ends_in_one_line(tmp_path):
     for line in process.stdout:
         if line.startswith("saved") and "baseline_confusion" in line:
             break
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate()
-    assert process.returncode == 130
-    assert is_one_line(errors.lstrip("\n"), "train.py: stopped", "what was finished is saved")
+    process.send_signal(getattr(signal, name))
+    # Waits for the workers, too: they hold the other end of the pipe.
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + getattr(signal, name)
+    assert is_one_line(errors, "train.py: stopped", "what was finished is saved"), errors
     assert (tmp_path / "models/baseline.pt").exists()
     assert not (tmp_path / "models/naive-100.pt").exists()
     assert not [path for path in (tmp_path / "models").iterdir() if path.name[0] == "."]

@@ -14,6 +14,8 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Any
 
+from tqdm import tqdm
+
 from common.errors import InputError
 
 
@@ -65,6 +67,8 @@ def _call(content: bytes) -> bytes:
 
 def _prepare_worker() -> None:
     """Let this worker process end when its parent does, even if the parent is killed."""
+    # tqdm's own lock has a semaphore, which Python reports as leaked if the worker is killed.
+    tqdm.set_lock(threading.RLock())
 
     def wait_for_parent() -> None:
         multiprocessing.parent_process().join()
