@@ -119,11 +119,11 @@ if __name__ == "__main__":
     parser = options.make_parser(__doc__)
     add, epsilon = parser.add_argument, options.number(float, least=0, most=255)
     # fmt: off
-    add("checkpoints", nargs="*", type=Path, metavar="CHECKPOINT",
+    add("checkpoints", nargs="*", type=options.path, metavar="CHECKPOINT",
         help="checkpoint (default: models/best.pt, else models/baseline.pt)")
     add("--epsilons", nargs="+", type=epsilon, metavar="E", default=[0, 1, 2, 4, 8, 16, 32],
         help="epsilons of the L-infinity attacks, in 1/255 (default: 0 1 2 4 8 16 32)")
-    add("--l2-epsilons", nargs="+", type=options.number(float, least=0, most=1), metavar="E",
+    add("--l2-epsilons", nargs="+", type=options.number(float, least=0, most=1000), metavar="E",
         default=[0.125, 0.25, 0.5, 1],
         help="epsilons of PGD in L2, in pixel values (default: 0.125 0.25 0.5 1)")
     for name, value, help_text in (
@@ -147,4 +147,4 @@ if __name__ == "__main__":
         help="pairs in the figure of optimised noise (default: the first class to each other)")
     add("--epsilon", type=epsilon, metavar="E", default=16,
         help="bound of the universal noise, in 1/255 (default: %(default)s)")
-    options.run(main, parser)
+    options.run(main, parser, ["figures"])

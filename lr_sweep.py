@@ -150,4 +150,4 @@ if __name__ == "__main__":
     options.add_training(parser)
     options.add_recipe(parser, without="learning_rate")
     parser.set_defaults(validation=0.1, epochs=EPOCHS)
-    options.run(main, parser)
+    options.run(main, parser, ["models", "figures"])

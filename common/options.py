@@ -9,13 +9,13 @@ import argparse
 import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from common.dataset import DEFAULT_CLASSES
 from common.errors import InputError
-from common.files import ROOT
+from common.files import ROOT, output_folders
 from common.terminal import printable, run_to_exit_code
 from common.training.recipe import FIELDS, Recipe, option_name
 from common.training.recipes import select
@@ -58,7 +58,7 @@ def number(
 ) -> Callable[[str], Any]:
     """Return an argparse type: a finite number of the kind int or float, within the limits."""
     limits = {"of at least": least, "above": above, "at most": most, "below": below}
-    words = " and ".join(f"{word} {n:g}" for word, n in limits.items() if n is not None)
+    words = " and ".join(f"{word} {n:.10g}" for word, n in limits.items() if n is not None)
 
     def parse(text: str) -> Any:
         try:
@@ -80,15 +80,37 @@ def number(
     return parse
 
 
-POSITIVE = number(int, least=1)
-SEED = number(int, least=0)
-RATE = number(float, above=0)
+MOST_SEED = 2**32 - 1  # of NumPy's older generators, which scikit-learn uses
+SEED = number(int, least=0, most=MOST_SEED)
+POSITIVE = number(int, least=1, most=10**6)
+PROCESSES = number(int, least=1, most=1024)  # a machine starts no more, and no more threads
+# A float32 ends at 3.4e38, and a step multiplies the rate with other numbers.
+RATE = number(float, above=0, most=1e30)
 SHARE = number(float, least=0, below=1)
 
 
 def image_count(text: str) -> int | str:
     """Parse a number of images per class, or "full": all images of the source."""
     return text if text == "full" else POSITIVE(text)
+
+
+def text(given: str) -> str:
+    """Parse a text that is not empty: an empty one comes from a variable without a value."""
+    if not given:
+        raise argparse.ArgumentTypeError(
+            "the value is empty; give one, or leave the option out"
+        )
+    return given
+
+
+def path(given: str) -> Path:
+    """Parse a path, in which a first ~ or ~USER stands for a home folder."""
+    try:
+        return Path(text(given)).expanduser()
+    except RuntimeError:
+        raise argparse.ArgumentTypeError(
+            f"{given!r}: there is no such user; write ./{given} for a file of that name"
+        ) from None
 
 
 def class_share(text: str) -> tuple[str, float]:
@@ -104,8 +126,8 @@ def make_parser(description: str) -> Parser:
     parser = Parser(description)
     add = parser.add_argument_group("images").add_argument
     # fmt: off
-    add("--data", metavar="SOURCE", help=SOURCES)
-    add("--classes", nargs="+", metavar="NAME", default=list(DEFAULT_CLASSES),
+    add("--data", type=text, metavar="SOURCE", help=SOURCES)
+    add("--classes", nargs="+", type=text, metavar="NAME", default=list(DEFAULT_CLASSES),
         help="classes of the source, in label order (default: automobile truck cat)")
     for part, counts in (("train", "4949 466 210"), ("test", "551 51 23")):
         add(f"--{part}-counts", nargs="+", type=image_count, metavar="N",
@@ -120,7 +142,7 @@ def make_parser(description: str) -> Parser:
         " such as cat:0.2 (default: none)")
     add("--label-noise-seed", type=SEED, default=0, metavar="N",
         help="seed of the wrong labels (default: %(default)s)")
-    add("--label-fixes", type=Path, metavar="FILE",
+    add("--label-fixes", type=path, metavar="FILE",
         help="relabel or drop the train images that FILE accepts: label_suspects.csv of"
         " inspect_data.py --audit-labels, with yes or drop in its column accept (default:"
         " none)")
@@ -132,9 +154,9 @@ def make_parser(description: str) -> Parser:
         help="seed of weights, order, dropout and augmentation (default: %(default)s)")
     add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto",
         help="auto: CUDA if there is one, else the CPU (default: %(default)s)")
-    add("--threads", type=POSITIVE, metavar="N",
+    add("--threads", type=PROCESSES, metavar="N",
         help="CPU threads (default: PyTorch's own number)")
-    add("--output-dir", type=Path, metavar="DIR",
+    add("--output-dir", type=path, metavar="DIR",
         help="checkpoints go to DIR/models, figures to DIR/figures (default: the project's"
         " folder, or its dry-run/ in a dry run)")
     add("--dry-run", action="store_true",
@@ -151,9 +173,9 @@ def add_training(parser: argparse.ArgumentParser) -> None:
     add("--drop-leaks", action="store_true",
         help="leave out train images that are duplicates, exact or near, of a test image"
         " (default: off)")
-    add("--jobs", type=POSITIVE, metavar="N",
+    add("--jobs", type=PROCESSES, metavar="N",
         help="parallel runs, which share the CPU threads (default: one per core; 1 on CUDA)")
-    add("--cluster", metavar="tcp://HOST:PORT",
+    add("--cluster", type=text, metavar="tcp://HOST:PORT",
         help="send the runs to this dask scheduler (needs pip install distributed; default:"
         " none)")
     add("--fresh", action="store_true",
@@ -298,7 +320,18 @@ def print_saved(*paths: Path) -> None:
         print(f"saved {display_path(path)}")
 
 
-def run(main: Callable[[argparse.Namespace], None], parser: Parser) -> None:
-    """Parse the command line and call `main`; see `run_to_exit_code` for how it ends."""
-    if code := run_to_exit_code(parser.prog, lambda: main(parser.parse_args())):
+def run(
+    main: Callable[[argparse.Namespace], None], parser: Parser, folders: Sequence[str] = ()
+) -> None:
+    """Parse the command line and call `main`; see `run_to_exit_code` for how it ends.
+
+    folders: of `--output-dir`, to which `main` writes; tried before it is called.
+    """
+
+    def work() -> None:
+        args = parser.parse_args()
+        with output_folders([output_dir(args) / folder for folder in folders]):
+            main(args)
+
+    if code := run_to_exit_code(parser.prog, work):
         sys.exit(code)

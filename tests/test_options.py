@@ -70,7 +70,7 @@ def test_options_have_no_abbreviations(capsys):
     assert "--epoch" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("text", ["0", "1.5", "9" * 400, "9" * 5000])
+@pytest.mark.parametrize("text", ["0", "1.5", "1000001", "9" * 400, "9" * 5000])
 def test_a_whole_number_outside_its_limits_is_refused(text):
     with pytest.raises(argparse.ArgumentTypeError, match="a whole number of at least 1"):
         options.POSITIVE(text)

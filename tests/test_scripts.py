@@ -325,7 +325,7 @@ def test_a_network_that_is_never_right_is_named(in_process, monkeypatch):
         (["evaluate.py", "nothing.pt"], ["nothing.pt", "train.py makes one"]),
         (["adversarial.py", "--epsilons", "-1"], ["--epsilons", "at most 255"]),
         (["adversarial.py", "--epsilon", "256"], ["--epsilon", "at most 255"]),
-        (["adversarial.py", "--l2-epsilons", "1.5"], ["--l2-epsilons", "at most 1"]),
+        (["adversarial.py", "--l2-epsilons", "1001"], ["--l2-epsilons", "at most 1000"]),
         (["adversarial.py", "--pairs", "cat:cat", *DRY_RUN], ["cat:cat", "true class"]),
         (["adversarial.py", "--target", "dog", *DRY_RUN], ["--target dog", "car, truck, cat"]),
         (["adversarial.py", "nothing.pt"], ["nothing.pt", "train.py makes one"]),

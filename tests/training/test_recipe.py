@@ -22,6 +22,9 @@ from common.training.recipes import RECIPES
         ({"loss": "focal", "label_smoothing": 0.1}, "--loss focal"),
         ({"nesterov": True, "momentum": 0.0}, "--momentum above 0"),
         ({"adversarial": 4.0, "mix": "cutmix"}, "--mix cutmix"),
+        ({"loss": "logit-adjusted", "post_hoc": "logit-adjustment"}, "corrects .* twice"),
+        ({"loss": "balanced-softmax", "post_hoc": "logit-adjustment"}, "corrects .* twice"),
+        ({"classifier": "cosine", "post_hoc": "tau-normalisation"}, "no length"),
     ],
 )
 def test_contradicting_options_are_named(options, words):
