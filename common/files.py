@@ -23,6 +23,19 @@ ROOT = Path(__file__).resolve().parent.parent
 LIBRARIES = ("torch", "torchvision", "numpy", "scikit-learn", "imbalanced-learn")
 
 
+def short_name(name: str) -> str:
+    """Return `name`, or its beginning and a hash if it is too long for the names of files.
+
+    A name has at most 255 bytes; up to half of them go to what the names of figures and of
+    temporary files add, such as the machine's name.
+    """
+    whole = os.fsencode(name)
+    if len(whole) <= 120:
+        return name
+    start = whole[:111].decode(errors="ignore")
+    return f"{start}-{hashlib.sha256(whole).hexdigest()[:8]}"
+
+
 def require_regular(path: Path) -> None:
     """Raise InputError unless `path` is a regular file, or a link to one.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import signal
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,9 @@ from conftest import is_one_line
 
 from common.dataset.load import load
 from common.errors import InputError
-from common.files import ROOT, output_folders
+from common.files import ROOT, output_folders, short_name
+from common.training.recipe import Recipe
+from common.training.recipes import variant_name
 
 SCRIPTS = {  # the folders that each writes, and the file that it writes first
     "inspect_data.py": (("data", "figures"), "data/duplicates.csv"),
@@ -120,3 +123,28 @@ def test_a_disk_that_fills_up_is_one_line_and_earlier_files_stay(in_process, tmp
     assert done.stderr == f"{name}: {earlier}: can't be written (File too large)\n"
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [earlier]
     assert earlier.read_text() == "earlier"
+
+
+def test_names_that_are_too_long_for_files_are_shortened_and_stay_different():
+    changes = dict.fromkeys(("momentum", "beta", "ema", "mix_share", "warm_up"), 0.123456789)
+    names = [
+        variant_name("original", Recipe(**changes, learning_rate=rate)) for rate in (0.1, 0.2)
+    ]
+    names += [short_name("é" * 119 + end) for end in "ab"] + [short_name("x" * 121)]
+    assert max(len(os.fsencode(name)) for name in names) == 120
+    assert len(set(names)) == 5
+    assert names[0].startswith("original+learning-rate=0.1+momentum=0.123456789+")
+    assert short_name("x" * 120) == "x" * 120
+
+
+def test_a_checkpoint_with_a_hostile_name_is_evaluated(in_process, tmp_path):
+    """Control characters, a byte that is not UTF-8, mathematics for Matplotlib, and length."""
+    checkpoint = tmp_path / ("$\\frac$ \x1b[31m\n\udcff" + "x" * 200 + ".pt")
+    shutil.copy(ROOT / "models/baseline.pt", checkpoint)
+    out = tmp_path / "o\x1b[31m\n\udcff"
+    done = in_process("evaluate.py", checkpoint, "--dry-run", "--output-dir", out)
+    assert done.returncode == 0, done.stderr
+    assert is_one_line(done.stderr, "GOING ON WITH SYNTHETIC")
+    assert "\x1b" not in done.stdout
+    assert done.stdout.count("saved o\\x1b[31m\\n\\udcff/figures/evaluate_$") == 2
+    assert len(list((out / "figures").iterdir())) == 2

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from common.attacks.robustness import AttackCurve
-from common.reporting.figures import colour, new_figure, row_label, save, show
+from common.reporting.figures import colour, literal, new_figure, row_label, save, show
 
 
 def accuracy_curves(
@@ -39,7 +39,7 @@ def accuracy_curves(
                 linewidth=1.2,
                 elinewidth=0.8,
                 color=colour(i),
-                label=name,
+                label=literal(name),
             )
         axes.set_xticks(positions, [f"{epsilon:g}" for epsilon in epsilons])
         axes.set_xlabel("epsilon (1/255): the most that a value moves")

@@ -28,9 +28,14 @@ def colour(k: int) -> str:
 def new_figure(width: float, height: float, title: str, caption: str) -> Figure:
     """Return an empty figure, width x height inches, with a caption below."""
     figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
-    figure.suptitle(title, fontsize=12)
-    figure.supxlabel(caption, fontsize=8, color="0.35")
+    figure.suptitle(literal(title), fontsize=12)
+    figure.supxlabel(literal(caption), fontsize=8, color="0.35")
     return figure
+
+
+def literal(text: str) -> str:
+    """Return `text` for Matplotlib, which reads what is between two $ as mathematics."""
+    return text.replace("$", r"\$")
 
 
 def save(figure: Figure, path: Path) -> Path:
