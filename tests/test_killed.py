@@ -74,7 +74,6 @@ def test_kills_at_each_write_rename_and_removal(tmp_path, script):
     shutil.rmtree(whole)
     process = start(whole, script)
     process.join()
-    kills = 0
     # Each process starts from what the one before left when it was killed.
     for point in killing.points(whole):
         process = start(folder, script, kill_at=point)
@@ -85,7 +84,6 @@ def test_kills_at_each_write_rename_and_removal(tmp_path, script):
             process = start(folder, script, kill_at=point)
             process.join()
         assert process.exitcode == -signal.SIGKILL, point
-        kills += 1
         left = finished_files(folder)
         assert left == {name: undisturbed[name] for name in left}, point
     check_end(folder, start(folder, script), undisturbed)
