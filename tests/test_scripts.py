@@ -218,7 +218,7 @@ def test_a_network_that_saw_the_test_images_is_named(in_process, tmp_path):
     network = build("simple-cnn", {"classes": 3})
     save_checkpoint(
         tmp_path / "all.pt", network, "simple-cnn", {"classes": 3},
-        classes=["car", "truck", "cat"], recipe={}, seed=0, data={}, trained_on_test=True,
+        classes=["car", "truck", "cat"], recipe={}, seed=0, data=None, trained_on_test=True,
     )  # fmt: skip
     done = in_process("evaluate.py", "all.pt", "--dry-run", "--output-dir", tmp_path)
     assert "TRAINED ON THE TEST IMAGES" in done.stdout

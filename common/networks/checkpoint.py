@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-import pickle
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +13,14 @@ import torch
 from torch import nn
 
 from common.errors import InputError
-from common.files import atomic_write, sha256, short_name
+from common.files import sha256, short_name
 from common.networks.build import build
+from common.networks.checkpoint_fields import require, require_fields
+from common.networks.tensor_file import read_tensors, write_tensors
 from common.terminal import printable
 
 COURSE_CLASSES = ("car", "truck", "cat")  # the outputs of a bare course checkpoint
+MAX_BYTES = 2**28  # of a checkpoint: a ResNet9 of width 200; to load it takes 3 times as much
 
 
 @dataclass(frozen=True)
@@ -57,9 +60,7 @@ def save_checkpoint(
     """
     weights = {name: value.cpu() for name, value in network.state_dict().items()}
     content = {"architecture": architecture, "arguments": arguments, "weights": weights} | facts
-    # Given a path, torch.save stores the file's name in the file; given a stream, it does not.
-    with atomic_write(path) as temporary, temporary.open("wb") as file:
-        torch.save(content, file)
+    write_tensors(path, content)
     return sha256(path)
 
 
@@ -67,33 +68,81 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> Checkpoin
     """Return the checkpoint at `path`, its network in evaluation mode on `device`.
 
     A bare course checkpoint, {"model_state_dict": ...}, is loaded as a SimpleCNN. Raises
-    InputError for a file that is missing, damaged, unsafe to unpickle or of another kind.
+    InputError for a file that is missing, damaged, unsafe to unpickle or of another kind, and
+    for a network whose weights or logits are not finite.
     """
+    if not os.path.exists(path):
+        raise InputError(f"{path}: no such checkpoint; train.py makes one")
+    if path.stat().st_size > MAX_BYTES:
+        raise InputError(f"{path}: larger than any checkpoint ({MAX_BYTES // 2**20} MiB)")
+    content = read_tensors(path)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such checkpoint; train.py makes one") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{path}: can't be read as a checkpoint: {reason}") from None
-    try:
-        if "model_state_dict" in content:
-            weights = content["model_state_dict"]
-            facts = {"classes": COURSE_CLASSES}
-            network = build("simple-cnn", {"classes": len(COURSE_CLASSES)})
-        else:
-            weights = _upgrade_weights(content, path)
-            facts = {
-                name: content[name]
-                for name in ("classes", "recipe", "seed", "data", "trained_on_test")
-            }
-            facts["classes"] = tuple(facts["classes"])
-            network = build(content["architecture"], content["arguments"])
-        network.load_state_dict(weights)
-    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{path}: not a checkpoint of this project: {reason}") from None
-    return Checkpoint(network.to(device).eval(), **facts)
+        checkpoint = _rebuild(content, path)
+    except InputError as error:
+        raise InputError(f"{path}: not a checkpoint of this project: {error}") from None
+    except Exception:  # whatever PyTorch raises for values that no network can be built from
+        raise InputError(
+            f"{path}: not a checkpoint of this project: no network can be built from it"
+        ) from None
+    checkpoint.network.to(device)
+    return checkpoint
+
+
+def _rebuild(content: Any, path: Path) -> Checkpoint:
+    """Return the checkpoint with this content, its network in evaluation mode."""
+    require(isinstance(content, dict), "its content is not a dict")
+    if "model_state_dict" in content:
+        weights, classes = content["model_state_dict"], COURSE_CLASSES
+        _require_weights(weights)
+        network = _load_network("simple-cnn", {"classes": len(classes)}, weights)
+        return Checkpoint(network, classes)
+    require_fields(content)
+    _require_weights(content["weights"])
+    weights = _upgrade_weights(content, path)
+    facts = {name: content[name] for name in ("recipe", "seed", "data", "trained_on_test")}
+    network = _load_network(content["architecture"], content["arguments"], weights)
+    return Checkpoint(network, tuple(content["classes"]), **facts)
+
+
+def _require_weights(weights: Any) -> None:
+    require(
+        isinstance(weights, dict)
+        and all(isinstance(name, str) for name in weights)
+        and all(isinstance(value, torch.Tensor) for value in weights.values()),
+        "its weights are not tensors by name",
+    )
+    # Tensors can share their numbers in the file, but not in a network.
+    size = sum(value.nbytes for value in weights.values())
+    require(size <= MAX_BYTES, "its weights need more memory than any network")
+
+
+def _load_network(
+    architecture: str, arguments: dict[str, Any], weights: dict[str, torch.Tensor]
+) -> nn.Module:
+    """Return the network with these weights, in evaluation mode.
+
+    Raises InputError unless names, shapes and types are the architecture's, and the weights and
+    the logits of an image are finite.
+    """
+    # On the meta device a network of any size needs no memory. It is built for real once the
+    # file turns out to hold as many weights as it declares.
+    with torch.device("meta"):
+        expected = build(architecture, arguments).state_dict()
+    for name, value in expected.items():
+        require(name in weights, f"{name} is missing")
+        same = (weights[name].shape, weights[name].dtype) == (value.shape, value.dtype)
+        require(same, f"{name} has another shape or type than in {architecture}")
+    require(len(weights) == len(expected), f"it has more weights than {architecture}")
+    network = build(architecture, arguments).eval()
+    network.load_state_dict(weights)
+    for name, value in [*network.named_parameters(), *network.named_buffers()]:
+        require(bool(value.isfinite().all()), f"{name} is not finite")
+        is_variance = name.endswith("running_var")
+        require(not (is_variance and (value < 0).any()), f"{name} is negative")
+    with torch.no_grad():
+        logits = network(torch.full((1, 3, 32, 32), 0.5))
+    require(bool(logits.isfinite().all()), "the logits of a grey image are not finite")
+    return network
 
 
 def _upgrade_weights(content: dict[str, Any], path: Path) -> dict[str, torch.Tensor]:

@@ -33,7 +33,6 @@ from common.training.recipe import Recipe
 from common.training.resampling import make_examples
 from common.training.workers import call_in_processes
 
-
 # What a result holds of its run, whether it was trained just now or read from its file.
 MEASURED = (
     "recipe", "examples", "drawn", "trained_on_test", "precision", "history", "diverged",

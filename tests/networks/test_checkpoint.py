@@ -10,8 +10,14 @@ import torch
 from conftest import random_part
 
 from common.errors import InputError
+from common.files import ROOT
 from common.networks.build import build
-from common.networks.checkpoint import load_checkpoint, save_checkpoint
+from common.networks.checkpoint import (
+    load_checkpoint,
+    load_checkpoints,
+    require_classes,
+    save_checkpoint,
+)
 from common.networks.prediction import predict
 
 IMAGES = random_part((3, 2, 2)).images
@@ -99,3 +105,44 @@ def test_weights_of_an_earlier_version_are_renamed_and_logged(tmp_path, caplog, 
         loaded = load_checkpoint(path).network
     assert torch.equal(predict(loaded, IMAGES), predict(network, IMAGES))
     assert "old.pt: weights of an earlier version renamed" in caplog.text
+
+
+def test_checkpoints_have_the_names_of_their_files(tmp_path):
+    paths = [tmp_path / folder / "one.pt" for folder in ("a", "b", "c")]
+    for path in paths:
+        network = build("simple-cnn", {"classes": 2})
+        save_checkpoint(path, network, "simple-cnn", {"classes": 2}, **facts())
+    checkpoints = load_checkpoints(paths)
+    assert list(checkpoints) == ["one", "one+", "one++"]
+    require_classes(paths, checkpoints, ["a", "b"])
+    for classes in (["b", "a"], ["a", "b", "c"], ["a", "c"]):
+        with pytest.raises(
+            InputError, match=r"a/one\.pt: its classes are a, b, not .*--classes"
+        ):
+            require_classes(paths, checkpoints, classes)
+
+
+@pytest.mark.parametrize("name", ["baseline", "best", "robust"])
+def test_the_repositorys_checkpoints_load(name):
+    checkpoint = load_checkpoint(ROOT / "models" / f"{name}.pt")
+    assert checkpoint.classes == ("car", "truck", "cat")
+    assert checkpoint.data["fingerprint"]
+    weights = torch.load(ROOT / "models" / f"{name}.pt", weights_only=True)["weights"]
+    loaded = checkpoint.network.state_dict()
+    assert sorted(key.replace("last.", "head.") for key in weights) == sorted(loaded)
+    assert all(
+        torch.equal(loaded[key.replace("last.", "head.")], weights[key]) for key in weights
+    )
+
+
+def test_the_random_state_is_not_changed(tmp_path):
+    save_checkpoint(
+        tmp_path / "one.pt",
+        build("simple-cnn", {"classes": 2}),
+        "simple-cnn",
+        {"classes": 2},
+        **facts(),
+    )
+    before = torch.get_rng_state()
+    load_checkpoint(tmp_path / "one.pt")
+    assert torch.equal(torch.get_rng_state(), before)
