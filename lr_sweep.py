@@ -60,7 +60,7 @@ def sweep_stage(args, name, recipe, split, examples, network, device, caption):
     from common.reporting.learning_rate_figures import sweep_figures
     from common.reporting.learning_rate_tables import sweep_text
     from common.training.learning_rates import best_rate, start_loss, verdict
-    from common.training.runs import MEASURED, Run, train_all
+    from common.training.runs import Run, measured, train_all
 
     runs = [
         Run(f"{name}-lr{rate:g}", replace(recipe, learning_rate=rate), args.seed)
@@ -79,9 +79,8 @@ def sweep_stage(args, name, recipe, split, examples, network, device, caption):
         for rate, result in result_by_rate.items()
     }
     best = best_rate(result_by_rate)
-    n = len(split.validation.labels)
     print(f"\nLoss before training: {start:.4f}\n")
-    print(sweep_text(result_by_rate, verdicts, best, n))
+    print(sweep_text(result_by_rate, verdicts, best, len(split.validation.labels)))
     path = root / "figures" / f"lr_sweep_{name}"
     figures = sweep_figures(path, name, recipe, result_by_rate, verdicts, start, caption)
     result = save_result(
@@ -94,9 +93,7 @@ def sweep_stage(args, name, recipe, split, examples, network, device, caption):
         start_loss=start,
         best_rate=best,
         rates=[
-            {"rate": rate, "verdict": verdicts[rate]}
-            | {name: result[name] for name in MEASURED if name in result}
-            for rate, result in result_by_rate.items()
+            {"rate": r, "verdict": verdicts[r], **measured(result_by_rate[r])} for r in verdicts
         ],
     )
     options.print_saved(*figures, result)

@@ -33,12 +33,6 @@ from common.training.recipe import Recipe
 from common.training.resampling import make_examples
 from common.training.workers import call_in_processes
 
-# What a result holds of its run, whether it was trained just now or read from its file.
-MEASURED = (
-    "recipe", "examples", "drawn", "trained_on_test", "precision", "history", "diverged",
-    "validation", "report", "seconds",
-)  # fmt: skip
-
 
 @dataclass(frozen=True)
 class Run:
@@ -175,6 +169,15 @@ def train_all(
         )
         _remove_state(run, folder)
         yield run, result
+
+
+def measured(result: dict[str, Any]) -> dict[str, Any]:
+    """Return what was measured of a run, without what only a saved result says beside it."""
+    names = (
+        "recipe", "examples", "drawn", "trained_on_test", "precision", "history", "diverged",
+        "validation", "report", "seconds",
+    )  # fmt: skip
+    return {name: result[name] for name in names if name in result}
 
 
 def _load_finished_run(
