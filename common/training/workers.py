@@ -29,9 +29,10 @@ def call_in_processes(
     Raises InputError if a worker is killed, and what a call raises.
     """
     before = set(multiprocessing.active_children())
-    executor = ProcessPoolExecutor(
-        min(jobs, len(arguments)), multiprocessing.get_context("spawn"), _prepare_worker
-    )
+    with _ending_signals_blocked():  # for Python's resource tracker, which starts here
+        executor = ProcessPoolExecutor(
+            min(jobs, len(arguments)), multiprocessing.get_context("spawn"), _prepare_worker
+        )
     remaining, position_of = iter(enumerate(arguments)), {}
 
     def submit(count: int) -> None:
