@@ -141,9 +141,9 @@ if __name__ == "__main__":
         help="norm of the optimised noise (default: %(default)s)")
     add("--c", type=options.RATE, metavar="C",
         help="weight of that norm in the loss (default: by bisection for each image)")
-    add("--target", metavar="CLASS",
+    add("--target", type=options.text, metavar="CLASS",
         help="target of all optimised noise (default: each image's next class)")
-    add("--pairs", nargs="+", metavar="TRUE:TARGET",
+    add("--pairs", nargs="+", type=options.text, metavar="TRUE:TARGET",
         help="pairs in the figure of optimised noise (default: the first class to each other)")
     add("--epsilon", type=epsilon, metavar="E", default=16,
         help="bound of the universal noise, in 1/255 (default: %(default)s)")

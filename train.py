@@ -22,7 +22,7 @@ def main(args):
     seeds = range(args.seed, args.seed + args.seeds)
     if seeds[-1] > options.MOST_SEED:
         raise InputError(
-            f"--seed {args.seed}: --seeds {args.seeds} go beyond {options.MOST_SEED}"
+            f"--seed {args.seed}: {args.seeds} seeds go beyond {options.MOST_SEED}; start lower"
         )
     if not args.dry_run:  # a dry run has a folder of its own
         recipes = {variant_name(name, recipe): recipe for name, recipe in recipes.items()}
