@@ -33,7 +33,7 @@ class Recipe:
     # The network
     network: str = option("simple-cnn", "network of common/networks/", *ARCHITECTURES)
     width: int | None = option(
-        None, "channels of resnet9's first layer; None is 16", least=1, most=512
+        None, "channels of resnet9's first layer; None is 16", least=1, most=256
     )
     classifier: str = option(
         "linear", "last layer; cosine: normalised, with scale 30", "linear", "cosine"
