@@ -17,7 +17,7 @@ from conftest import is_one_line
 from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
-from common import options
+from common import options, values
 from common.errors import InputError
 from common.files import ROOT
 from common.training.recipe import FIELDS, Recipe, command_line, option_name
@@ -74,7 +74,7 @@ def test_a_dry_run_is_short():
 @pytest.mark.parametrize("text", ["-1", "1", "nan", "inf", "x", ""])
 def test_a_number_outside_its_limits_is_refused(text):
     with pytest.raises(argparse.ArgumentTypeError, match="of at least 0 and below 1"):
-        options.SHARE(text)
+        values.SHARE(text)
 
 
 def test_options_have_no_abbreviations(capsys):
@@ -86,7 +86,7 @@ def test_options_have_no_abbreviations(capsys):
 @pytest.mark.parametrize("text", ["0", "1.5", "1000001", "9" * 400, "9" * 5000])
 def test_a_whole_number_outside_its_limits_is_refused(text):
     with pytest.raises(argparse.ArgumentTypeError, match="a whole number of at least 1"):
-        options.POSITIVE(text)
+        values.POSITIVE(text)
 
 
 @given(
@@ -102,7 +102,7 @@ def test_a_number_is_accepted_exactly_within_its_limits(kind, value, limits):
     number = kind is float or isinstance(value, int)  # int() refuses "1.0"
     low = value >= limits.get("least", -math.inf) and value > limits.get("above", -math.inf)
     high = value <= limits.get("most", math.inf) and value < limits.get("below", math.inf)
-    parse = options.number(kind, **limits)
+    parse = values.number(kind, **limits)
     if number and math.isfinite(value) and low and high:
         assert (parse(text), type(parse(text))) == (value, kind)
     else:
@@ -218,7 +218,7 @@ def test_an_empty_value_is_no_value(parsers, name):
 
 def test_a_path_knows_home_folders(monkeypatch):
     monkeypatch.setenv("HOME", "/here")
-    assert options.path("~/a") == Path("/here/a")
-    assert options.path("a~/~b") == Path("a~/~b")
+    assert values.path("~/a") == Path("/here/a")
+    assert values.path("a~/~b") == Path("a~/~b")
     with pytest.raises(argparse.ArgumentTypeError, match=r"no such user; write ./~nouser/x"):
-        options.path("~nouser/x")
+        values.path("~nouser/x")
