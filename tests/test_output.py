@@ -10,11 +10,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import is_one_line
 
 from common.dataset.load import load
 from common.errors import InputError
 from common.files import ROOT, output_folders, short_name
+from common.metrics.report import report
+from common.reporting.training_figures import confusion
 from common.training.recipe import Recipe
 from common.training.recipes import variant_name
 
@@ -148,3 +151,9 @@ def test_a_checkpoint_with_a_hostile_name_is_evaluated(in_process, tmp_path):
     assert "\x1b" not in done.stdout
     assert done.stdout.count("saved o\\x1b[31m\\n\\udcff/figures/evaluate_$") == 2
     assert len(list((out / "figures").iterdir())) == 2
+
+
+def test_names_are_not_read_as_mathematics(tmp_path):
+    names = ("$\\frac$", "$x")
+    labels = torch.tensor([0, 1])
+    confusion(tmp_path / "a.png", report(labels, labels, names), *names)

@@ -12,7 +12,7 @@ from common.networks import ARCHITECTURES
 def option(default: Any, help_text: str, *choices: str, **limits: Any) -> Any:
     """Return a Recipe field with what the command line needs to know of it.
 
-    limits: `least`, `above`, `most` or `below` for a number, as `options.number` takes them.
+    limits: `least`, `above`, `most` or `below` for a number, as `values.number` takes them.
     """
     return field(default=default, metadata={"help": help_text, "choices": choices, **limits})
 
@@ -33,7 +33,7 @@ class Recipe:
     # The network
     network: str = option("simple-cnn", "network of common/networks/", *ARCHITECTURES)
     width: int | None = option(
-        None, "channels of resnet9's first layer; None is 16", least=1, most=512
+        None, "channels of resnet9's first layer; None is 16", least=1, most=256
     )
     classifier: str = option(
         "linear", "last layer; cosine: normalised, with scale 30", "linear", "cosine"
