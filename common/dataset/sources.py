@@ -14,16 +14,14 @@ from typing import NamedTuple
 import numpy as np
 import PIL
 import torch
-from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from common.dataset import synthetic
 from common.dataset.download import download
+from common.dataset.image_files import SIZE, SUFFIXES, printable, read_image
 from common.errors import DownloadError, InputError
 
 PARTS = ("train", "test")
-SIZE = 32
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 ARCHIVE = "cifar-10-python.tar.gz"
 BATCHES = "cifar-10-batches-py"
 # Images of each class; CIFAR-10 has the same numbers.
@@ -63,15 +61,26 @@ class Source:
 def find(data: str, classes: Sequence[str], cache: Path, may_download: bool = True) -> Source:
     """Return the source that `--data` names; the contents of a path tell the kind of source.
 
-    Downloads and unpacked archives go to `cache`. Raises InputError for an unknown source.
-    Reading the source raises DownloadError if it needs a download that fails or that
-    `may_download` forbids.
+    Downloads and unpacked archives go to `cache`. Raises InputError for an unknown source, and
+    for files and folders that can't be read. Reading the source raises DownloadError if it
+    needs a download that fails or that `may_download` forbids.
     """
     if data == "cifar10":
         return cifar10(cache, classes, cache / ARCHIVE, may_download)
     if data == "synthetic":
         return synthetic_source(classes)
-    path = Path(data).expanduser()
+    try:
+        # Path.expanduser() raises for a user that does not exist.
+        return _find_files(data, Path(os.path.expanduser(data)), classes, cache)
+    except OSError as error:
+        raise InputError(
+            f"--data {data}: {error.filename} can't be read ({error.strerror}); make it"
+            " readable, or remove it"
+        ) from None
+
+
+def _find_files(data: str, path: Path, classes: Sequence[str], cache: Path) -> Source:
+    """Return the source in the file or folder `path`; raise OSError if it can't be read."""
     if path.is_file() and path.name.endswith(".tar.gz"):
         return cifar10(cache, classes, path)
     if (path / BATCHES).is_dir():
@@ -162,51 +171,44 @@ def _unpack(datasets: ModuleType, root: Path, archive: Path, may_download: bool)
 def image_folder(root: Path, classes: Sequence[str]) -> Source:
     """Return the images `root`/{train,test}/CLASS/*.{png,jpg,jpeg}, sorted by file name.
 
-    The images are 32x32 pixels, in any colour mode.
+    The images are 32x32 pixels, in any colour mode. The key of the source holds the size and
+    the times of each file: a changed file is noticed, also one that is not drawn.
     """
     entries: dict[str, list[os.DirEntry]] = {}
     labels, files = {}, {}
     stamps = hashlib.sha256()
     for part in PARTS:
-        folders = sorted(entry.name for entry in os.scandir(root / part) if entry.is_dir())
-        class_indices(folders, classes, str(root / part))
+        # Not entry.is_dir(): it raises for a link to itself, also beside the classes.
+        folders = [e.name for e in os.scandir(root / part) if os.path.isdir(e.path)]
+        class_indices(sorted(map(printable, folders)), classes, str(root / part))
         images = [
             (entry, label)
             for label, name in enumerate(classes)
             for entry in sorted(os.scandir(root / part / name), key=attrgetter("name"))
-            if entry.name.lower().endswith(IMAGE_SUFFIXES)
+            if entry.name.lower().endswith(SUFFIXES)
         ]
         entries[part] = [entry for entry, _ in images]
         labels[part] = np.array([label for _, label in images], dtype=np.int64)
         # os.path.relpath would take 20 us per file.
-        files[part] = [entry.path.removeprefix(f"{root}{os.sep}") for entry in entries[part]]
-        for entry, name in zip(entries[part], files[part], strict=True):
+        files[part] = [
+            printable(entry.path.removeprefix(f"{root}{os.sep}")) for entry in entries[part]
+        ]
+        for entry in entries[part]:
+            if not entry.is_file():
+                raise InputError(
+                    f"{entry.path}: not a file, nor a link to one; repair or remove it"
+                )
             stat = entry.stat()
-            stamps.update(f"{name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+            times = f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}\n"
+            stamps.update(os.fsencode(entry.path.removeprefix(str(root))) + times.encode())
 
     def read_images(part: str, positions: np.ndarray) -> np.ndarray:
         bar = tqdm(positions, f"Reading {part} images", leave=False, disable=None)
         return np.stack([read_image(Path(entries[part][i].path)) for i in bar])
 
     pool = Pool(labels, read_images, files)
-    name = root.resolve().name
+    name = printable(root.resolve().name)
     return Source(f"image folder {name}", f"folder {name} {stamps.hexdigest()}", lambda: pool)
-
-
-def read_image(path: Path) -> np.ndarray:
-    """Return an image file as uint8 (32, 32, 3); raise InputError if it is no such image."""
-    try:
-        with Image.open(path) as image:
-            if image.size != (SIZE, SIZE):
-                width, height = image.size
-                raise InputError(f"{path}: {width}x{height} pixels; it must be {SIZE}x{SIZE}")
-            if image.mode.startswith("I"):  # 16-bit grey, which convert() would clip
-                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-            return np.asarray(image.convert("RGB"))
-    except UnidentifiedImageError:
-        raise InputError(f"{path}: not an image; repair or remove it") from None
-    except (OSError, SyntaxError) as error:  # PIL raises SyntaxError for a broken PNG
-        raise InputError(f"{path}: a damaged image ({error}); repair or remove it") from None
 
 
 def synthetic_source(classes: Sequence[str]) -> Source:

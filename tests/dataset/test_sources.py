@@ -148,7 +148,7 @@ def test_unusable_image_is_named(image_folder, load):
     whole = path.read_bytes()
     Image.new("RGB", (32, 31)).save(path)
     cases = [
-        (b"hello", "not an image"),
+        (b"hello", "not a PNG or JPEG image"),
         (whole[:-900], "damaged"),
         (whole[:60] + bytes(30) + whole[90:], "damaged"),
         (path.read_bytes(), "32x31 pixels; it must be 32x32"),
