@@ -32,10 +32,9 @@ def read_image(path: Path) -> np.ndarray:
     """
     require_regular(path)
     try:
-        with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
-        if len(content) > MAX_BYTES:
+        if path.stat().st_size > MAX_BYTES:
             raise InputError(f"{path}: more than {MAX_BYTES >> 20} MB; save its pixels alone")
+        content = path.read_bytes()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the checks below decide, in one line
             return _decode(content, path)

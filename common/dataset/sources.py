@@ -1,9 +1,7 @@
 """The sources of images: CIFAR-10, image folders, the course's pickles, synthetic images."""
 
 import hashlib
-import io
 import os
-import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
@@ -17,8 +15,9 @@ import torch
 from tqdm import tqdm
 
 from common.dataset import synthetic
+from common.dataset.course_pickles import read_course_pickle
 from common.dataset.download import download
-from common.dataset.image_files import SIZE, SUFFIXES, printable, read_image
+from common.dataset.image_files import SUFFIXES, printable, read_image
 from common.errors import DownloadError, InputError
 
 PARTS = ("train", "test")
@@ -228,20 +227,6 @@ def synthetic_source(classes: Sequence[str]) -> Source:
     return Source("synthetic (drawings, not photographs)", key, lambda: pool)
 
 
-class TensorUnpickler(pickle.Unpickler):
-    """An unpickler of tensors and plain values, which refuses every other object."""
-
-    def find_class(self, module: str, name: str) -> object:
-        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return torch._utils._rebuild_tensor_v2
-        if (module, name) == ("collections", "OrderedDict"):
-            return dict
-        if (module, name) == ("torch.storage", "_load_from_bytes"):
-            # The function of torch would unpickle these bytes without any restriction.
-            return lambda data: torch.load(io.BytesIO(data), weights_only=True)
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is not allowed")
-
-
 def course_pickles(root: Path, classes: Sequence[str]) -> Source:
     """Return the course's train.pickle and dev.pickle (the test part), a finished split.
 
@@ -259,26 +244,3 @@ def course_pickles(root: Path, classes: Sequence[str]) -> Source:
 
     name = f"course pickles {root.resolve().name}"
     return Source(name, f"course {key}", read, is_presplit=True)
-
-
-def read_course_pickle(path: Path, classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the images, uint8 (N, 32, 32, 3), and labels, int64 (N,), of a course pickle.
-
-    Raises InputError if the file holds anything but tensors and labels 0 to classes - 1.
-    """
-    try:
-        items = TensorUnpickler(io.BytesIO(path.read_bytes())).load()
-        images = torch.stack([image for image, _ in items]).float()
-        labels = torch.tensor([int(label) for _, label in items])
-    except Exception as error:  # a damaged pickle can raise any exception
-        message = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{path}: not a list of (image tensor, label): {message}") from None
-    if images.shape[1:] != (3, SIZE, SIZE) or not (images.abs() <= 1).all():
-        raise InputError(f"{path}: images must be 3x{SIZE}x{SIZE} with values in [-1, 1]")
-    if labels.min() < 0 or labels.max() >= classes:
-        raise InputError(
-            f"{path}: labels go from {labels.min()} to {labels.max()}, but --classes names"
-            f" {classes} classes; name one class for each label"
-        )
-    pixels = ((images + 1) * 127.5).round().to(torch.uint8)
-    return pixels.permute(0, 2, 3, 1).numpy(), labels.numpy()
