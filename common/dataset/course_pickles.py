@@ -119,7 +119,7 @@ def _interpret(content: bytes) -> list[tuple[np.ndarray, int]]:
                 stack.append(_call(function, arguments))
                 images += isinstance(stack[-1], np.ndarray)
                 if images * IMAGE_BYTES > len(content):
-                    raise ValueError("it has more images than bytes for them")
+                    raise ValueError("it makes more images than it has bytes for")
             case _:
                 raise ValueError(f"the instruction {name} is not allowed")
     (items,) = stack
@@ -142,7 +142,7 @@ def _checked(items: Any, most: int) -> list[tuple[np.ndarray, int]]:
     if type(items) is not list or not items:
         raise ValueError("it has no images")
     if len(items) > most:
-        raise ValueError("it has more images than bytes for them")
+        raise ValueError("it lists more images than it has bytes for")
     for item in items:
         if type(item) is not tuple or len(item) != 2 or not isinstance(item[0], np.ndarray):
             raise ValueError("an entry is no pair of tensor and label")

@@ -65,7 +65,7 @@ def test_half_precision_is_read(tmp_path):
     path = tmp_path / "dev.pickle"
     image = torch.linspace(-1, 1, 3072).view(3, 32, 32).half()
     path.write_bytes(pickle.dumps([(image, 0)] * 9))
-    with pytest.raises(InputError, match="more images than bytes for them"):
+    with pytest.raises(InputError, match="lists more images"):
         read_course_pickle(path, 2)
     path.write_bytes(pickle.dumps([(image.clone(), 0) for _ in range(9)]))
     found, _ = read_course_pickle(path, 2)
@@ -178,21 +178,21 @@ HOSTILE = {
     "digits": (b"I" + b"9" * 1_000_000 + b"\n.", "not a list"),
     "one image 200,000 times": (
         PROLOGUE + b"]\x94(" + ONE + b"K\0\x86\x94" + b"h\1" * 200_000 + b"e.",
-        "more instructions|more images|no pair",
+        "more instructions|lists more|no pair",
     ),
     "an image in every list entry": (
         PROLOGUE + b"](" + dumps((IMAGE, 0))[:-1].replace(b"\x80\x04", b"", 1) + b"r\1\0\1\0"
         + b"j\1\0\1\0" * 150 + b"e.",
         "not a list",
     ),
-    "an image made 100 times": (many_images(typed_storage(IMAGE)), "more images than bytes"),
+    "an image made 100 times": (many_images(typed_storage(IMAGE)), "makes more images"),
     "lists in lists": (PROLOGUE + b"]" * 100_000 + b"a" * 99_999 + b".", "more instructions"),
     "tuples in tuples": (PROLOGUE + b")" + b"\x85" * 100_000 + b".", "more instructions"),
     "duplicates": (PROLOGUE + b"](" + b"2" * 1000 + b"e.", "DUP is not allowed"),
     "a text encoded again and again": (
         b"\x80\x02]q\0(c_codecs\nencode\nq\1" + TEXT + b"q\2X\6\0\0\0latin1q\3\x86q\4R"
         + b"h\1h\4R" * 500 + b"e.",
-        "more images than bytes",
+        "lists more images",
     ),
     "a name joined again and again": (
         b"\x80\x04]\x94(" + TEXT + b"\x94" + b"h\1h\1\x93" * 500 + b"e.", "which is not allowed"
@@ -232,7 +232,7 @@ HOSTILE = {
     "a number": (dumps(5), "no images"),
     "an empty list": (dumps([]), "no images"),
     "a tuple": (dumps(((IMAGE, 0),)), "no images"),
-    "numbers": (dumps(list(range(9))), "more images than bytes|no pair"),
+    "numbers": (dumps(list(range(9))), "lists more images|no pair"),
     "triples": (dumps([(IMAGE, 0, 0)]), "no pair of tensor and label"),
     "pairs of lists": (dumps([[IMAGE, 0]]), "no pair of tensor and label"),
     "numbers as images": (dumps([(0, 0), (IMAGE, 0)]), "no pair of tensor and label"),
@@ -333,7 +333,7 @@ def test_instructions_of_a_storage_take_no_time(tmp_path):
     assert names in HEADER
     slow = HEADER.replace(names, b"\x80\2" + b"N" * 12_000 + b"}q\0(") + bytes(12288)
     path.write_bytes(many_images(slow, 900) + bytes(10 << 20))
-    with limited(), pytest.raises(InputError, match="not as torch.save writes it|not a list"):
+    with limited(), pytest.raises(InputError, match=r"as torch\.save writes it|not a list"):
         read_course_pickle(path, 3)
 
 
@@ -353,7 +353,7 @@ def test_flipped_bytes_of_the_frame_are_noticed(tmp_path):
     path.write_bytes(whole)
     expected, _ = read_course_pickle(path, 2)
     refused = 0
-    for content in itertools.chain(flips(whole, 1000), frame_flips(whole, pixels, 1000)):
+    for content in itertools.chain(flips(whole, 1000), frame_flips(whole, pixels, 500)):
         path.write_bytes(content)
         ((changed,),) = np.nonzero(np.frombuffer(content, "u1") != np.frombuffer(whole, "u1"))
         refused += 1
