@@ -46,15 +46,17 @@ class Pool(NamedTuple):
 class Source:
     """A source that was found, but not read.
 
-    name: a description for reports. key: a string that changes when the images change, and
-    that is found without reading them. is_presplit: the train and test parts of the source
-    are a finished split, which is kept whole and in order.
+    name: a description for reports. key: a string that is found without reading the images,
+    and that changes when they change, except for sources with a digest. is_presplit: the train
+    and test parts of the source are a finished split, which is kept whole and in order.
+    digest: the SHA-256 of files that are never meant to change, or empty.
     """
 
     name: str
     key: str
     read: Callable[[], Pool]
     is_presplit: bool = False
+    digest: str = ""
 
 
 def find(data: str, classes: Sequence[str], cache: Path, may_download: bool = True) -> Source:
@@ -139,7 +141,7 @@ def cifar10(
             _unpack(datasets, root, archive, may_download)
         try:
             parts = {part: datasets.CIFAR10(root, train=part == "train") for part in PARTS}
-        except RuntimeError:
+        except (RuntimeError, OSError):
             raise InputError(
                 f"{root / BATCHES}: files are missing or have the wrong MD5; get a fresh copy"
             ) from None
@@ -157,14 +159,17 @@ def _unpack(datasets: ModuleType, root: Path, archive: Path, may_download: bool)
     check_integrity = datasets.utils.check_integrity
     if all(check_integrity(root / BATCHES / name, md5) for name, md5 in files):
         return
-    if not archive.is_file():
-        if not may_download:
-            raise DownloadError("CIFAR-10 is not downloaded yet")
-        root.mkdir(parents=True, exist_ok=True)
-        download(os.environ.get("CIFAR10_URL") or cifar.url, archive, cifar.tgz_md5)
-    if not check_integrity(archive, cifar.tgz_md5):
-        raise InputError(f"{archive}: not CIFAR-10's archive (wrong MD5); get a fresh copy")
-    datasets.utils.extract_archive(archive, root)
+    try:
+        if not archive.is_file():
+            if not may_download:
+                raise DownloadError("CIFAR-10 is not downloaded yet")
+            root.mkdir(parents=True, exist_ok=True)
+            download(os.environ.get("CIFAR10_URL") or cifar.url, archive, cifar.tgz_md5)
+        if not check_integrity(archive, cifar.tgz_md5):
+            raise InputError(f"{archive}: not CIFAR-10's archive (wrong MD5); get a fresh copy")
+        datasets.utils.extract_archive(archive, root)
+    except OSError as error:
+        raise DownloadError(f"CIFAR-10 can't be unpacked into {root} ({error})") from None
 
 
 def image_folder(root: Path, classes: Sequence[str]) -> Source:
@@ -233,8 +238,10 @@ def course_pickles(root: Path, classes: Sequence[str]) -> Source:
     Each file is a list of (float tensor (3, 32, 32) in [-1, 1], int label).
     """
     paths = {"train": root / "train.pickle", "test": root / "dev.pickle"}
-    stats = [path.stat() for path in paths.values()]
-    key = " ".join(f"{stat.st_size} {stat.st_mtime_ns}" for stat in stats)
+    digest = hashlib.sha256()
+    for path in paths.values():
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
 
     def read() -> Pool:
         images, labels = {}, {}
@@ -242,5 +249,6 @@ def course_pickles(root: Path, classes: Sequence[str]) -> Source:
             images[part], labels[part] = read_course_pickle(path, len(classes))
         return Pool(labels, lambda part, positions: images[part][positions])
 
-    name = f"course pickles {root.resolve().name}"
-    return Source(name, f"course {key}", read, is_presplit=True)
+    folder = root.resolve()
+    name, key = f"course pickles {printable(folder.name)}", f"course {printable(str(folder))}"
+    return Source(name, key, read, is_presplit=True, digest=digest.hexdigest())

@@ -72,6 +72,29 @@ def test_half_precision_is_read(tmp_path):
     assert [found[0, 0, 0, 0], found[8, -1, -1, -1]] == [0, 255]
 
 
+def test_a_change_after_the_first_drawing_is_refused(tmp_path):
+    root, cache = tmp_path / "course", tmp_path / "cache"
+    root.mkdir()
+    train, dev = root / "train.pickle", root / "dev.pickle"
+    items = [(torch.full((3, 32, 32), k / 4), k) for k in range(3)]
+    for path in (train, dev):
+        path.write_bytes(pickle.dumps(items))
+    split = loader.load(str(root), cache=cache)
+    (file,) = cache.iterdir()
+    for path in (train, dev):
+        whole, stat = path.read_bytes(), path.stat()
+        for content in flips(whole, 500):
+            path.write_bytes(content)
+            os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+            with pytest.raises(InputError, match=f"course: .* changed since {file} was drawn"):
+                loader.load(str(root), cache=cache)
+        path.write_bytes(whole)
+    assert loader.load(str(root), cache=cache).fingerprint == split.fingerprint
+    train.write_bytes(pickle.dumps(items[::-1]))
+    file.unlink()  # the remedy that the message names
+    assert loader.load(str(root), cache=cache).train.labels.tolist() == [2, 1, 0]
+
+
 # Hostile and damaged pickles
 
 MARK = "mark-that-something-was-executed"

@@ -5,6 +5,7 @@ import tarfile
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -117,6 +118,21 @@ def test_changed_cifar_files_are_refused(small_cifar, load, path):
         (small_cifar / name).write_bytes(b"something else")
     with pytest.raises(InputError, match="MD5"):
         load(small_cifar / path)
+
+
+def test_a_folder_that_cannot_hold_cifar_is_named(small_cifar, load, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"--data .*can't be unpacked into .*file/data.*; or"):
+        load(small_cifar / sources.ARCHIVE, cache=tmp_path / "file/data")
+    with pytest.raises(InputError, match=r"--data cifar10: .*can't be unpacked"):
+        load("cifar10", cache=tmp_path / "file/data")
+
+
+def test_cifar_that_cannot_be_read_is_named(small_cifar, load, monkeypatch):
+    error = PermissionError(13, "Permission denied")
+    monkeypatch.setattr(CIFAR10, "_check_integrity", Mock(side_effect=error))
+    with pytest.raises(InputError, match="files are missing or have the wrong MD5"):
+        load(small_cifar)
 
 
 def test_every_colour_mode_becomes_rgb(image_folder, load):
