@@ -299,6 +299,21 @@ def decide(path, changes):
     return {int(each["index"]): each["accept"] for each in rows}
 
 
+def test_a_decision_that_is_taken_back_does_not_return(tmp_path):
+    path, aside = tmp_path / "suspects.csv", tmp_path / f"suspects-{A}.csv"
+    write_suspects(path, [SUSPECTS[0]._replace(accept="yes")], A)
+    write_suspects(path, [], B)
+    earlier = aside.read_bytes()
+    assert write_suspects(path, SUSPECTS, A)[0].accept == "yes"
+    decide(path, {3: ""})
+    for suspects in ([], SUSPECTS):
+        assert [row.accept for row in write_suspects(path, suspects, A)] == [""] * len(suspects)
+    # As if the computer had stopped between the writing of one file and the end of the other.
+    aside.write_bytes(earlier)
+    decide(path, {3: "no"})
+    assert write_suspects(path, SUSPECTS, A)[0].accept == "no"
+
+
 ACCEPTS = st.dictionaries(st.integers(0, 5), st.sampled_from(["yes", "drop", "no", ""]))
 AUDITS = st.lists(
     st.tuples(st.sampled_from([A, B, C]), st.sets(st.integers(0, 5)), ACCEPTS), max_size=8
