@@ -8,9 +8,8 @@ and, with every printed number, figures/evaluate_NAME.json.
 """
 
 import time
-from pathlib import Path
 
-from common import options
+from common import options, values
 from common.files import ROOT
 
 
@@ -69,9 +68,9 @@ if __name__ == "__main__":
     parser.add_argument(
         "checkpoints",
         nargs="*",
-        type=Path,
+        type=values.path,
         metavar="CHECKPOINT",
         default=[ROOT / "models" / "baseline.pt"],
         help="checkpoint of train.py or of the course (default: models/baseline.pt)",
     )
-    options.run(main, parser)
+    options.run(main, parser, ["figures"])

@@ -146,4 +146,4 @@ if __name__ == "__main__":
         help="look for wrong labels in the train images: trains a network on all but each"
         " fourth of them, in minutes (default: off)",
     )
-    options.run(main, parser)
+    options.run(main, parser, ["data", "figures"])

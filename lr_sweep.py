@@ -13,7 +13,7 @@ import time
 from dataclasses import asdict, replace
 from itertools import pairwise
 
-from common import options
+from common import options, values
 from common.errors import DivergedError, InputError
 from common.training.recipes import RECIPES, variant_name
 
@@ -60,7 +60,7 @@ def sweep_stage(args, name, recipe, split, examples, network, device, caption):
     from common.reporting.learning_rate_figures import sweep_figures
     from common.reporting.learning_rate_tables import sweep_text
     from common.training.learning_rates import best_rate, start_loss, verdict
-    from common.training.runs import Run, train_all
+    from common.training.runs import Run, measured, train_all
 
     runs = [
         Run(f"{name}-lr{rate:g}", replace(recipe, learning_rate=rate), args.seed)
@@ -79,9 +79,8 @@ def sweep_stage(args, name, recipe, split, examples, network, device, caption):
         for rate, result in result_by_rate.items()
     }
     best = best_rate(result_by_rate)
-    n = len(split.validation.labels)
     print(f"\nLoss before training: {start:.4f}\n")
-    print(sweep_text(result_by_rate, verdicts, best, n))
+    print(sweep_text(result_by_rate, verdicts, best, len(split.validation.labels)))
     path = root / "figures" / f"lr_sweep_{name}"
     figures = sweep_figures(path, name, recipe, result_by_rate, verdicts, start, caption)
     result = save_result(
@@ -93,7 +92,9 @@ def sweep_stage(args, name, recipe, split, examples, network, device, caption):
         recipe=asdict(recipe),
         start_loss=start,
         best_rate=best,
-        rates=[{"rate": r, "verdict": verdicts[r], **result_by_rate[r]} for r in verdicts],
+        rates=[
+            {"rate": r, "verdict": verdicts[r], **measured(result_by_rate[r])} for r in verdicts
+        ],
     )
     options.print_saved(*figures, result)
     print(f"saved {options.display_path(root / 'models' / name)}-lrRATE.pt and .json")
@@ -137,7 +138,7 @@ if __name__ == "__main__":
     # fmt: off
     add("recipe", nargs="?", default="original", metavar="RECIPE",
         help="a name from train.py --list (default: %(default)s)")
-    add("--learning-rates", nargs="+", type=options.RATE, default=RATES, metavar="RATE",
+    add("--learning-rates", nargs="+", type=values.RATE, default=RATES, metavar="RATE",
         help=f"the rates (default: {' '.join(f'{rate:g}' for rate in RATES)})")
     add("--range-test", action="store_true",
         help=f"instead, one pass at rates that grow from {RANGE[0]:g} to {RANGE[1]:g} (default:"
@@ -146,4 +147,4 @@ if __name__ == "__main__":
     options.add_training(parser)
     options.add_recipe(parser, without="learning_rate")
     parser.set_defaults(validation=0.1, epochs=EPOCHS)
-    options.run(main, parser)
+    options.run(main, parser, ["models", "figures"])

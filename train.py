@@ -8,20 +8,22 @@ figures/train_NAME_*.png, and figures/train_comparison.{png,md,json}. A finished
 trained again: after an interruption the same command does what is missing.
 """
 
+import argparse
 from dataclasses import asdict
 from textwrap import fill
 
-from common import options
+from common import options, values
+from common.errors import InputError
 from common.training.recipes import REPORT_A, variant_name
 
 
 def main(args):
-    if args.list:
-        from common.reporting.training_tables import recipe_list
-
-        print(recipe_list())
-        return
     recipes = options.chosen_recipes(args.recipes, args)
+    seeds = range(args.seed, args.seed + args.seeds)
+    if seeds[-1] > values.MOST_SEED:
+        raise InputError(
+            f"--seed {args.seed}: {args.seeds} seeds go beyond {values.MOST_SEED}; start lower"
+        )
     if not args.dry_run:  # a dry run has a folder of its own
         recipes = {variant_name(name, recipe): recipe for name, recipe in recipes.items()}
     if args.validation == 0 and any(recipe.patience for recipe in recipes.values()):
@@ -38,7 +40,6 @@ def main(args):
     split = options.load_split(args)
     for recipe in recipes.values():
         check_class_counts(recipe, split.train.counts(len(split.classes)), split.classes)
-    seeds = range(args.seed, args.seed + args.seeds)
     runs = [Run(name, recipes[name], seed) for name in recipes for seed in seeds]
     settings = options.training_settings(args, device, len(runs))
     root = options.output_dir(args)
@@ -103,6 +104,16 @@ def compare(args, recipes, result_by_run, split, device):
     options.print_saved(*saved)
 
 
+class RecipeList(argparse.Action):
+    """Print all recipes and end, as --help does."""
+
+    def __call__(self, parser, *_):
+        from common.reporting.training_tables import recipe_list
+
+        print(recipe_list())
+        parser.exit()
+
+
 if __name__ == "__main__":
     parser = options.make_parser(__doc__)
     parser.add_argument(
@@ -113,15 +124,15 @@ if __name__ == "__main__":
         help="names from --list (default: report A's experiments)",
     )
     parser.add_argument(
-        "--list", action="store_true", help="print all recipes and end (default: off)"
+        "--list", action=RecipeList, nargs=0, help="print all recipes and end (default: off)"
     )
     parser.add_argument(
         "--seeds",
-        type=options.POSITIVE,
+        type=values.number(int, least=1, most=1000),
         default=1,
         metavar="N",
         help="runs of each recipe, with seeds from --seed on (default: %(default)s)",
     )
     options.add_training(parser)
     options.add_recipe(parser)
-    options.run(main, parser)
+    options.run(main, parser, ["models", "figures"])

@@ -10,8 +10,9 @@ import os
 import platform
 import stat
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,19 @@ from common.errors import InputError, OutputError
 
 ROOT = Path(__file__).resolve().parent.parent
 LIBRARIES = ("torch", "torchvision", "numpy", "scikit-learn", "imbalanced-learn")
+
+
+def short_name(name: str) -> str:
+    """Return `name`, or its beginning and a hash if it is too long for the names of files.
+
+    A name has at most 255 bytes; up to half of them go to what the names of figures and of
+    temporary files add, such as the machine's name.
+    """
+    whole = os.fsencode(name)
+    if len(whole) <= 120:
+        return name
+    start = whole[:111].decode(errors="ignore")
+    return f"{start}-{hashlib.sha256(whole).hexdigest()[:8]}"
 
 
 def require_regular(path: Path) -> None:
@@ -96,6 +110,36 @@ def _sync(path: Path) -> None:
 def _reason(error: Exception) -> str:
     """Return the cause of an error without its path, which the message names already."""
     return (isinstance(error, OSError) and error.strerror) or str(error)
+
+
+@contextmanager
+def output_folders(folders: Sequence[Path]) -> Iterator[None]:
+    """Make the folders and try to write a file in each; then run the block.
+
+    Folders that were missing before and are empty after the block are removed. Raises
+    InputError if a file can't be written.
+    """
+    made = []
+    try:
+        for folder in folders:
+            # The outermost first; not Path.exists(), which raises for a name that is too long.
+            missing = [p for p in (folder, *folder.parents) if not os.path.exists(p)]
+            made += reversed(missing)
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                # The file has no name, so that a process that is killed here leaves none.
+                with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+                    file.write(b"\n")  # a full disk takes the file, but not its content
+            except OSError as error:
+                raise InputError(
+                    f"--output-dir: {folder} can't be written ({_reason(error)}); give another"
+                    " folder"
+                ) from None
+        yield
+    finally:
+        for folder in reversed(made):
+            with suppress(OSError):
+                folder.rmdir()
 
 
 def write_text(path: Path, text: str) -> Path:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import runpy
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,12 +10,16 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from PIL import Image
 
 from common.dataset.load import load
 from common.dataset.split import LabelledImages
 from common.files import ROOT
+from common.terminal import ENDING_SIGNALS
 
+settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
+settings.load_profile("repeatable")
 # Batches are small here: two threads would wait for each other longer than they compute.
 torch.set_num_threads(1)
 REAL_IMAGES = os.environ.get("CIFAR10_DIR")
@@ -74,12 +79,15 @@ def in_process(offline, monkeypatch, capsys):
     def run(name: str, *arguments: object) -> subprocess.CompletedProcess:
         monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
         code, threads = 0, torch.get_num_threads()
+        handlers = {number: signal.getsignal(number) for number in ENDING_SIGNALS}
         try:
             runpy.run_path(str(ROOT / name), run_name="__main__")
         except SystemExit as end:
             code = end.code
         finally:
             torch.set_num_threads(threads)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
         return subprocess.CompletedProcess(sys.argv, code, *capsys.readouterr())
 
     return run

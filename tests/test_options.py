@@ -1,16 +1,29 @@
-"""The command line's recipe options and numbers."""
+"""The command line: values, options of a recipe, and the parsers of the scripts."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
+import math
+import re
+import runpy
 import shlex
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from conftest import is_one_line
+from hypothesis import given, reject, settings
+from hypothesis import strategies as st
 
-from common import options
-from common.training.recipe import FIELDS, command_line, option_name
+from common import options, values
+from common.errors import InputError
+from common.files import ROOT
+from common.training.recipe import FIELDS, Recipe, command_line, option_name
 from common.training.recipes import RECIPES
+
+SCRIPTS = ("inspect_data.py", "evaluate.py", "train.py", "lr_sweep.py", "adversarial.py")
 
 
 def chosen(*arguments, names=("original",), dry_run=False):
@@ -61,7 +74,7 @@ def test_a_dry_run_is_short():
 @pytest.mark.parametrize("text", ["-1", "1", "nan", "inf", "x", ""])
 def test_a_number_outside_its_limits_is_refused(text):
     with pytest.raises(argparse.ArgumentTypeError, match="of at least 0 and below 1"):
-        options.SHARE(text)
+        values.SHARE(text)
 
 
 def test_options_have_no_abbreviations(capsys):
@@ -70,7 +83,142 @@ def test_options_have_no_abbreviations(capsys):
     assert "--epoch" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("text", ["0", "1.5", "9" * 400, "9" * 5000])
+@pytest.mark.parametrize("text", ["0", "1.5", "1000001", "9" * 400, "9" * 5000])
 def test_a_whole_number_outside_its_limits_is_refused(text):
     with pytest.raises(argparse.ArgumentTypeError, match="a whole number of at least 1"):
-        options.POSITIVE(text)
+        values.POSITIVE(text)
+
+
+@given(
+    kind=st.sampled_from([int, float]),
+    value=st.one_of(st.integers(), st.floats(), st.integers(-9, 9), st.floats(-9, 9)),
+    limits=st.dictionaries(
+        st.sampled_from(["least", "above", "most", "below"]), st.floats(-5, 5), max_size=2
+    ),
+)
+@settings(max_examples=300)
+def test_a_number_is_accepted_exactly_within_its_limits(kind, value, limits):
+    text = str(value)
+    number = kind is float or isinstance(value, int)  # int() refuses "1.0"
+    low = value >= limits.get("least", -math.inf) and value > limits.get("above", -math.inf)
+    high = value <= limits.get("most", math.inf) and value < limits.get("below", math.inf)
+    parse = values.number(kind, **limits)
+    if number and math.isfinite(value) and low and high:
+        assert (parse(text), type(parse(text))) == (value, kind)
+    else:
+        with pytest.raises(argparse.ArgumentTypeError, match=re.escape(repr(text))):
+            parse(text)
+
+
+def value_of(field):
+    """Return a strategy for the values that a field's option accepts."""
+    limits = field.metadata
+    if field.type == "bool":
+        return st.booleans()
+    if "tuple[str" in field.type:
+        return st.lists(st.sampled_from(limits["choices"])).map(tuple)
+    if limits["choices"]:
+        return st.sampled_from(limits["choices"])
+    low = limits.get("least", limits.get("above"))
+    high = limits.get("most", limits.get("below"))
+    if "int" in field.type:
+        return st.integers(low, high)
+    excluded = {"exclude_min": "above" in limits, "exclude_max": "below" in limits}
+    number = st.floats(low, high, **excluded)
+    return st.lists(number, min_size=1).map(tuple) if "tuple" in field.type else number
+
+
+@given(st.fixed_dictionaries({}, optional={n: value_of(f) for n, f in FIELDS.items()}))
+def test_any_recipe_is_what_its_command_line_says(values):
+    try:
+        recipe = Recipe(**values)
+    except InputError:  # the values contradict each other
+        reject()
+    assert chosen(*shlex.split(command_line(recipe)))["original"] == recipe
+
+
+def test_every_number_of_a_recipe_has_two_limits():
+    for name, field in FIELDS.items():
+        if ("int" in field.type or "float" in field.type) and not field.metadata["choices"]:
+            assert {"least", "above"} & set(field.metadata), name
+            assert {"most", "below"} & set(field.metadata), name
+
+
+@pytest.fixture(scope="module")
+def parsers():
+    """The parser of each script, which is not run."""
+    found = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            options, "run", lambda main, parser, *_: found.update({parser.prog: parser})
+        )
+        for name in SCRIPTS:
+            patch.setattr("sys.argv", [name])
+            runpy.run_path(str(ROOT / name), run_name="__main__")
+    return found
+
+
+def outcome(parser, words):
+    """Parse the words; return the namespace or exit code, and what went to stderr."""
+    out, errors = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
+        try:
+            result = parser.parse_args(words)
+        except SystemExit as end:
+            result = end.code
+    return result, errors.getvalue()
+
+
+VALUES = st.sampled_from(
+    ["", "0", "1", "-1", "0.5", "1e300", "-inf", "nan", "1" * 5000, "full", "all", "cat:0.2",
+     "~nouser/x", "~", "/", "cpu", "l1", "flip", "smote", "--", "-", "-h", "=", "\ud800",
+     "\udcff", "\x1b[31m", "a\nb", "%s", "%(prog)s", "{0}", "car:cat"]
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+@given(data=st.data())
+def test_any_words_are_parsed_or_refused_in_one_line(parsers, name, data):
+    parser = parsers[name]
+    flags = sorted(parser._option_string_actions)
+    flag = st.sampled_from(flags)
+    joined = st.tuples(flag, VALUES | st.text()).map("=".join)
+    words = data.draw(st.lists(flag | VALUES | st.text() | joined, max_size=6))
+    result, errors = outcome(parser, words)
+    if isinstance(result, argparse.Namespace):
+        assert errors == ""
+    elif result == 0:
+        assert {"-h", "--help", "--list"} & set(words) or any(w[:2] == "-h" for w in words)
+    else:
+        assert result == 2
+        assert is_one_line(errors, f"{name}: ", f"(see {name} --help)")
+        assert errors[:-1].isprintable()
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_no_option_of_a_script_can_be_abbreviated(parsers, name):
+    parser = parsers[name]
+    flags = {flag for flag in parser._option_string_actions if flag.startswith("--")}
+    for flag in flags:
+        if flag[:-1] not in flags and len(flag) > 3:
+            assert outcome(parser, [flag[:-1]])[0] == 2, flag
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_an_empty_value_is_no_value(parsers, name):
+    """As of --data "$SOURCE" where there is no such variable."""
+    parser = parsers[name]
+    for action in parser._actions:
+        if action.option_strings and action.nargs != 0:
+            flag = action.option_strings[0]
+            result, errors = outcome(parser, [f"{flag}="])
+            assert result == 2, flag
+            assert is_one_line(errors, flag)
+
+
+def test_a_path_knows_home_folders(monkeypatch):
+    monkeypatch.setenv("HOME", "/here")
+    assert values.path("~/a") == Path("/here/a")
+    assert values.path("a~/~b") == Path("a~/~b")
+    with pytest.raises(argparse.ArgumentTypeError, match=r"no such user; write ./~nouser/x"):
+        values.path("~nouser/x")

@@ -309,6 +309,18 @@ def test_a_network_that_is_never_right_is_named(in_process, monkeypatch):
         (["train.py", "--learning-rate", "nan"], ["--learning-rate", "number above 0"]),
         (["train.py", "--momentum", "1"], ["--momentum", "of at least 0 and below 1"]),
         (["train.py", "--width", "8"], ["--width 8", "resnet9"]),
+        (["train.py", "--width", "100000"], ["--width", "at most 256"]),
+        (["train.py", "--copies", "1000000000"], ["--copies", "at most 100"]),
+        (["train.py", "--batch-size", "1000000000"], ["--batch-size", "at most 65536"]),
+        (["train.py", "--learning-rate", "1e300"], ["--learning-rate", "at most 1e+30"]),
+        (["train.py", "--weight-decay", "1e300"], ["--weight-decay", "at most 1000000"]),
+        (["train.py", "--threads", "999999999999"], ["--threads", "at most 1024"]),
+        (["train.py", "--seed", 2**64], ["--seed", "at most 4294967295"]),
+        (["train.py", "--seed", 2**32 - 1, "--seeds", 5], ["--seed 4294967295: 5 seeds"]),
+        (["train.py", "--data", ""], ["--data", "the value is empty"]),
+        (["train.py", "--label-fixes", "~nouser/x"], ["--label-fixes", "no such user"]),
+        (["train.py", "--loss", "logit-adjusted", "--post-hoc", "logit-adjustment"],
+         ["--post-hoc logit-adjustment", "twice"]),
         (["train.py", "--validation", "1"], ["--validation", "below 1"]),
         (["train.py", "--seed", "-1"], ["--seed", "whole number"]),
         (["train.py", "smote", "--data", "synthetic", "--train-counts", "50", "9", "4"],
@@ -325,7 +337,7 @@ def test_a_network_that_is_never_right_is_named(in_process, monkeypatch):
         (["evaluate.py", "nothing.pt"], ["nothing.pt", "train.py makes one"]),
         (["adversarial.py", "--epsilons", "-1"], ["--epsilons", "at most 255"]),
         (["adversarial.py", "--epsilon", "256"], ["--epsilon", "at most 255"]),
-        (["adversarial.py", "--l2-epsilons", "1.5"], ["--l2-epsilons", "at most 1"]),
+        (["adversarial.py", "--l2-epsilons", "1001"], ["--l2-epsilons", "at most 1000"]),
         (["adversarial.py", "--pairs", "cat:cat", *DRY_RUN], ["cat:cat", "true class"]),
         (["adversarial.py", "--target", "dog", *DRY_RUN], ["--target dog", "car, truck, cat"]),
         (["adversarial.py", "nothing.pt"], ["nothing.pt", "train.py makes one"]),
@@ -382,12 +394,13 @@ def test_help_loads_nothing_heavy():
         assert done.stdout.endswith("light\n"), name
 
 
-def test_an_interrupted_run_ends_in_one_line(tmp_path):
-    """Ctrl-C while training: the checkpoint of the finished recipe stays."""
+@pytest.mark.parametrize(("name", "jobs"), [("SIGINT", 1), ("SIGTERM", 2)])
+def test_an_interrupted_run_ends_in_one_line(tmp_path, name, jobs):
+    """Ctrl-C or SIGTERM while training: the checkpoint of the finished recipe stays."""
     process = subprocess.Popen(
         [sys.executable, "-u", ROOT / "train.py", "baseline", "naive-100",
          "--data", "synthetic", "--train-counts", "60", "20", "20", "--test-counts", "12", "4",
-         "4", "--threads", "1", "--output-dir", tmp_path],
+         "4", "--threads", "1", "--jobs", str(jobs), "--output-dir", tmp_path],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         # A shell's background job ignores Ctrl-C, and so would this process after it.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
@@ -395,10 +408,11 @@ def test_an_interrupted_run_ends_in_one_line(tmp_path):
     for line in process.stdout:
         if line.startswith("saved") and "baseline_confusion" in line:
             break
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate()
-    assert process.returncode == 130
-    assert is_one_line(errors.lstrip("\n"), "train.py: stopped", "what was finished is saved")
+    process.send_signal(getattr(signal, name))
+    # Waits for the workers, too: they hold the other end of the pipe.
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + getattr(signal, name)
+    assert is_one_line(errors, "train.py: stopped", "what was finished is saved"), errors
     assert (tmp_path / "models/baseline.pt").exists()
     assert not (tmp_path / "models/naive-100.pt").exists()
     assert not [path for path in (tmp_path / "models").iterdir() if path.name[0] == "."]

@@ -55,12 +55,12 @@ def gradient(
 
 
 def check_arguments(
-    labels: torch.Tensor, targets: torch.Tensor | None, *epsilons: float
+    labels: torch.Tensor, targets: torch.Tensor | None, *epsilons: float, most: float = 1.0
 ) -> None:
-    """Raise InputError for an epsilon outside [0, 1] or a target that is the true class."""
+    """Raise InputError for an epsilon outside [0, most] or a target that is the true class."""
     for epsilon in epsilons:
-        if not 0 <= epsilon <= 1:
-            raise InputError(f"epsilon {epsilon:g}: give a number between 0 and 1 (255/255)")
+        if not 0 <= epsilon <= most:
+            raise InputError(f"epsilon {epsilon:g}: give a number between 0 and {most:g}")
     if targets is not None and (targets == labels).any():
         k = int(labels[targets == labels][0])
         raise InputError(f"target {k} is the true class of an image: choose another class")

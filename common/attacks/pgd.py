@@ -24,7 +24,8 @@ def pgd(
     image, and without stop every image, is returned at its highest objective over all steps.
     Without stop, and with a generator on the images' device, no step waits for the device.
     """
-    check_arguments(labels, targets, epsilon)
+    # In L2 the distance of black from white, and with it a useful epsilon, grows with the size.
+    check_arguments(labels, targets, epsilon, most=1.0 if norm == "linf" else torch.inf)
     if epsilon == 0:
         return x
     generator = generator or torch.Generator().manual_seed(0)

@@ -1,7 +1,6 @@
 """A download that survives a slow host: it resumes, and never waits without a time limit."""
 
 import hashlib
-import os
 import queue
 import re
 import threading
@@ -13,7 +12,8 @@ from urllib.error import HTTPError
 
 from tqdm import tqdm
 
-from common.errors import DownloadError
+from common.errors import DownloadError, OutputError
+from common.files import atomic_write
 
 CONNECT_SECONDS = 10  # until the server answers: name look-up, every address, TLS, headers
 STALL_SECONDS = 15  # without a byte
@@ -31,9 +31,6 @@ def download(url: str, path: Path, md5: str) -> None:
     is at fault.
     """
     part = path.with_name(f"{path.name}.part")
-    # Another process may hold `part` open and write to it after the check. So `path` is made
-    # from the bytes that were checked, in a file that no other process uses.
-    temporary = path.with_name(f"{path.name}.{os.getpid()}")
     try:
         fetch(url, part)
         data = part.read_bytes()
@@ -41,13 +38,13 @@ def download(url: str, path: Path, md5: str) -> None:
         if found != md5:
             part.unlink(missing_ok=True)
             raise DownloadError(f"could not download {url}: its MD5 is {found}, not {md5}")
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
+        # Another process may hold `part` open and write to it after the check. So `path` is
+        # made from the bytes that were checked, in a file that no other process uses.
+        with atomic_write(path) as temporary:
+            temporary.write_bytes(data)
         part.unlink(missing_ok=True)
-    except (OSError, HTTPException) as error:
+    except (OSError, HTTPException, OutputError) as error:
         raise DownloadError(f"could not download {url}: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def fetch(url: str, part: Path) -> None:

@@ -55,9 +55,13 @@ def load(
     validation: the share of the train images to hold out, stratified by class.
     label_noise: (class, share of its labels to replace by wrong ones).
     label_fixes, accept_above: see `label_fixes.read_fixes`.
-    cache: the folder for downloads and drawn splits.
+    cache: the folder for downloads and drawn splits. If it can't be written, one line on
+    stderr says so, and splits are drawn again each time.
 
-    Raises InputError for a source, class, count, share or file of fixes that cannot be used.
+    A file in `cache` that was changed in any way is drawn again. If the course's pickles were
+    changed after a split was drawn from them, that split is refused; changed image files make
+    another split, with another fingerprint. Raises InputError for a source, class, count,
+    share or file of fixes that cannot be used.
     """
     if len(classes) < 2 or len(set(classes)) < len(classes):
         raise InputError(f"--classes {' '.join(classes)}: name two or more different classes")
@@ -92,7 +96,7 @@ def _cached_split(
     dry_run: bool,
     cache: Path,
 ) -> Split:
-    """Return the split from the cache, or draw it and write it to the cache."""
+    """Return the split from the cache, or draw it and write it to the cache, if possible."""
     counts = {
         part: _requested_counts(part, counts[part], len(classes), source.is_presplit, dry_run)
         for part in sources.PARTS
@@ -100,7 +104,7 @@ def _cached_split(
     key = json.dumps([source.key, list(classes), counts, seed, dry_run])
     path = cache / f"split-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
     names = tuple(DISPLAY_NAMES.get(name, name) for name in classes)
-    split = split_cache.read(path, names, source.name, seed)
+    split = split_cache.read(path, names, source.name, source.digest, seed)
     if split is None:
         pool = source.read()
         (train, train_files), (test, test_files) = (
@@ -108,7 +112,7 @@ def _cached_split(
             for part in sources.PARTS
         )
         split = make_split(train, test, names, source.name, seed, train_files, test_files)
-        split_cache.write(path, split)
+        split_cache.write(path, split, source.digest)
     return split
 
 

@@ -1,9 +1,7 @@
 """The sources of images: CIFAR-10, image folders, the course's pickles, synthetic images."""
 
 import hashlib
-import io
 import os
-import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
@@ -14,16 +12,15 @@ from typing import NamedTuple
 import numpy as np
 import PIL
 import torch
-from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from common.dataset import synthetic
+from common.dataset.course_pickles import read_course_pickle
 from common.dataset.download import download
+from common.dataset.image_files import SUFFIXES, printable, read_image
 from common.errors import DownloadError, InputError
 
 PARTS = ("train", "test")
-SIZE = 32
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 ARCHIVE = "cifar-10-python.tar.gz"
 BATCHES = "cifar-10-batches-py"
 # Images of each class; CIFAR-10 has the same numbers.
@@ -49,29 +46,42 @@ class Pool(NamedTuple):
 class Source:
     """A source that was found, but not read.
 
-    name: a description for reports. key: a string that changes when the images change, and
-    that is found without reading them. is_presplit: the train and test parts of the source
-    are a finished split, which is kept whole and in order.
+    name: a description for reports. key: a string that is found without reading the images,
+    and that changes when they change, except for sources with a digest. is_presplit: the train
+    and test parts of the source are a finished split, which is kept whole and in order.
+    digest: the SHA-256 of files that are never meant to change, or empty.
     """
 
     name: str
     key: str
     read: Callable[[], Pool]
     is_presplit: bool = False
+    digest: str = ""
 
 
 def find(data: str, classes: Sequence[str], cache: Path, may_download: bool = True) -> Source:
     """Return the source that `--data` names; the contents of a path tell the kind of source.
 
-    Downloads and unpacked archives go to `cache`. Raises InputError for an unknown source.
-    Reading the source raises DownloadError if it needs a download that fails or that
-    `may_download` forbids.
+    Downloads and unpacked archives go to `cache`. Raises InputError for an unknown source, and
+    for files and folders that can't be read. Reading the source raises DownloadError if it
+    needs a download that fails or that `may_download` forbids.
     """
     if data == "cifar10":
         return cifar10(cache, classes, cache / ARCHIVE, may_download)
     if data == "synthetic":
         return synthetic_source(classes)
-    path = Path(data).expanduser()
+    try:
+        # Path.expanduser() raises for a user that does not exist.
+        return _find_files(data, Path(os.path.expanduser(data)), classes, cache)
+    except OSError as error:
+        raise InputError(
+            f"--data {data}: {error.filename} can't be read ({error.strerror}); make it"
+            " readable, or remove it"
+        ) from None
+
+
+def _find_files(data: str, path: Path, classes: Sequence[str], cache: Path) -> Source:
+    """Return the source in the file or folder `path`; raise OSError if it can't be read."""
     if path.is_file() and path.name.endswith(".tar.gz"):
         return cifar10(cache, classes, path)
     if (path / BATCHES).is_dir():
@@ -131,7 +141,7 @@ def cifar10(
             _unpack(datasets, root, archive, may_download)
         try:
             parts = {part: datasets.CIFAR10(root, train=part == "train") for part in PARTS}
-        except RuntimeError:
+        except (RuntimeError, OSError):
             raise InputError(
                 f"{root / BATCHES}: files are missing or have the wrong MD5; get a fresh copy"
             ) from None
@@ -149,64 +159,60 @@ def _unpack(datasets: ModuleType, root: Path, archive: Path, may_download: bool)
     check_integrity = datasets.utils.check_integrity
     if all(check_integrity(root / BATCHES / name, md5) for name, md5 in files):
         return
-    if not archive.is_file():
-        if not may_download:
-            raise DownloadError("CIFAR-10 is not downloaded yet")
-        root.mkdir(parents=True, exist_ok=True)
-        download(os.environ.get("CIFAR10_URL") or cifar.url, archive, cifar.tgz_md5)
-    if not check_integrity(archive, cifar.tgz_md5):
-        raise InputError(f"{archive}: not CIFAR-10's archive (wrong MD5); get a fresh copy")
-    datasets.utils.extract_archive(archive, root)
+    try:
+        if not archive.is_file():
+            if not may_download:
+                raise DownloadError("CIFAR-10 is not downloaded yet")
+            root.mkdir(parents=True, exist_ok=True)
+            download(os.environ.get("CIFAR10_URL") or cifar.url, archive, cifar.tgz_md5)
+        if not check_integrity(archive, cifar.tgz_md5):
+            raise InputError(f"{archive}: not CIFAR-10's archive (wrong MD5); get a fresh copy")
+        datasets.utils.extract_archive(archive, root)
+    except OSError as error:
+        raise DownloadError(f"CIFAR-10 can't be unpacked into {root} ({error})") from None
 
 
 def image_folder(root: Path, classes: Sequence[str]) -> Source:
     """Return the images `root`/{train,test}/CLASS/*.{png,jpg,jpeg}, sorted by file name.
 
-    The images are 32x32 pixels, in any colour mode.
+    The images are 32x32 pixels, in any colour mode. The key of the source holds the size and
+    the times of each file: a changed file is noticed, also one that is not drawn.
     """
     entries: dict[str, list[os.DirEntry]] = {}
     labels, files = {}, {}
     stamps = hashlib.sha256()
     for part in PARTS:
-        folders = sorted(entry.name for entry in os.scandir(root / part) if entry.is_dir())
-        class_indices(folders, classes, str(root / part))
+        # Not entry.is_dir(): it raises for a link to itself, also beside the classes.
+        folders = [e.name for e in os.scandir(root / part) if os.path.isdir(e.path)]
+        class_indices(sorted(map(printable, folders)), classes, str(root / part))
         images = [
             (entry, label)
             for label, name in enumerate(classes)
             for entry in sorted(os.scandir(root / part / name), key=attrgetter("name"))
-            if entry.name.lower().endswith(IMAGE_SUFFIXES)
+            if entry.name.lower().endswith(SUFFIXES)
         ]
         entries[part] = [entry for entry, _ in images]
         labels[part] = np.array([label for _, label in images], dtype=np.int64)
         # os.path.relpath would take 20 us per file.
-        files[part] = [entry.path.removeprefix(f"{root}{os.sep}") for entry in entries[part]]
-        for entry, name in zip(entries[part], files[part], strict=True):
+        files[part] = [
+            printable(entry.path.removeprefix(f"{root}{os.sep}")) for entry in entries[part]
+        ]
+        for entry in entries[part]:
+            if not entry.is_file():
+                raise InputError(
+                    f"{entry.path}: not a file, nor a link to one; repair or remove it"
+                )
             stat = entry.stat()
-            stamps.update(f"{name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+            times = f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}\n"
+            stamps.update(os.fsencode(entry.path.removeprefix(str(root))) + times.encode())
 
     def read_images(part: str, positions: np.ndarray) -> np.ndarray:
         bar = tqdm(positions, f"Reading {part} images", leave=False, disable=None)
         return np.stack([read_image(Path(entries[part][i].path)) for i in bar])
 
     pool = Pool(labels, read_images, files)
-    name = root.resolve().name
+    name = printable(root.resolve().name)
     return Source(f"image folder {name}", f"folder {name} {stamps.hexdigest()}", lambda: pool)
-
-
-def read_image(path: Path) -> np.ndarray:
-    """Return an image file as uint8 (32, 32, 3); raise InputError if it is no such image."""
-    try:
-        with Image.open(path) as image:
-            if image.size != (SIZE, SIZE):
-                width, height = image.size
-                raise InputError(f"{path}: {width}x{height} pixels; it must be {SIZE}x{SIZE}")
-            if image.mode.startswith("I"):  # 16-bit grey, which convert() would clip
-                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-            return np.asarray(image.convert("RGB"))
-    except UnidentifiedImageError:
-        raise InputError(f"{path}: not an image; repair or remove it") from None
-    except (OSError, SyntaxError) as error:  # PIL raises SyntaxError for a broken PNG
-        raise InputError(f"{path}: a damaged image ({error}); repair or remove it") from None
 
 
 def synthetic_source(classes: Sequence[str]) -> Source:
@@ -226,28 +232,16 @@ def synthetic_source(classes: Sequence[str]) -> Source:
     return Source("synthetic (drawings, not photographs)", key, lambda: pool)
 
 
-class TensorUnpickler(pickle.Unpickler):
-    """An unpickler of tensors and plain values, which refuses every other object."""
-
-    def find_class(self, module: str, name: str) -> object:
-        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return torch._utils._rebuild_tensor_v2
-        if (module, name) == ("collections", "OrderedDict"):
-            return dict
-        if (module, name) == ("torch.storage", "_load_from_bytes"):
-            # The function of torch would unpickle these bytes without any restriction.
-            return lambda data: torch.load(io.BytesIO(data), weights_only=True)
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is not allowed")
-
-
 def course_pickles(root: Path, classes: Sequence[str]) -> Source:
     """Return the course's train.pickle and dev.pickle (the test part), a finished split.
 
     Each file is a list of (float tensor (3, 32, 32) in [-1, 1], int label).
     """
     paths = {"train": root / "train.pickle", "test": root / "dev.pickle"}
-    stats = [path.stat() for path in paths.values()]
-    key = " ".join(f"{stat.st_size} {stat.st_mtime_ns}" for stat in stats)
+    digest = hashlib.sha256()
+    for path in paths.values():
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
 
     def read() -> Pool:
         images, labels = {}, {}
@@ -255,28 +249,6 @@ def course_pickles(root: Path, classes: Sequence[str]) -> Source:
             images[part], labels[part] = read_course_pickle(path, len(classes))
         return Pool(labels, lambda part, positions: images[part][positions])
 
-    name = f"course pickles {root.resolve().name}"
-    return Source(name, f"course {key}", read, is_presplit=True)
-
-
-def read_course_pickle(path: Path, classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the images, uint8 (N, 32, 32, 3), and labels, int64 (N,), of a course pickle.
-
-    Raises InputError if the file holds anything but tensors and labels 0 to classes - 1.
-    """
-    try:
-        items = TensorUnpickler(io.BytesIO(path.read_bytes())).load()
-        images = torch.stack([image for image, _ in items]).float()
-        labels = torch.tensor([int(label) for _, label in items])
-    except Exception as error:  # a damaged pickle can raise any exception
-        message = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{path}: not a list of (image tensor, label): {message}") from None
-    if images.shape[1:] != (3, SIZE, SIZE) or not (images.abs() <= 1).all():
-        raise InputError(f"{path}: images must be 3x{SIZE}x{SIZE} with values in [-1, 1]")
-    if labels.min() < 0 or labels.max() >= classes:
-        raise InputError(
-            f"{path}: labels go from {labels.min()} to {labels.max()}, but --classes names"
-            f" {classes} classes; name one class for each label"
-        )
-    pixels = ((images + 1) * 127.5).round().to(torch.uint8)
-    return pixels.permute(0, 2, 3, 1).numpy(), labels.numpy()
+    folder = root.resolve()
+    name, key = f"course pickles {printable(folder.name)}", f"course {printable(str(folder))}"
+    return Source(name, key, read, is_presplit=True, digest=digest.hexdigest())

@@ -42,6 +42,11 @@ def write(
         caution=CAUTION,
         columns=COLUMNS,
         rows=as_rows(suspects, fingerprint),
+        # The column `check` of each row, for each label that may be chosen.
+        checks=[
+            {name: s._replace(suggested=name).check(fingerprint) for name in classes}
+            for s in suspects
+        ],
         pictures=[_picture(images[s.index]) for s in suspects],
         classes=classes,
         csv_name=csv_name,

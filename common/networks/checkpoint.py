@@ -13,10 +13,11 @@ import torch
 from torch import nn
 
 from common.errors import InputError
-from common.files import sha256
+from common.files import sha256, short_name
 from common.networks.build import build
 from common.networks.checkpoint_fields import require, require_fields
 from common.networks.tensor_file import read_tensors, write_tensors
+from common.terminal import printable
 
 COURSE_CLASSES = ("car", "truck", "cat")  # the outputs of a bare course checkpoint
 MAX_BYTES = 2**28  # of a checkpoint: a ResNet9 of width 200; to load it takes 3 times as much
@@ -164,10 +165,13 @@ def _upgrade_weights(content: dict[str, Any], path: Path) -> dict[str, torch.Ten
 def load_checkpoints(
     paths: Sequence[Path], device: torch.device | str = "cpu"
 ) -> dict[str, Checkpoint]:
-    """Return the checkpoints by the names of their files; a repeated name gets a + added."""
+    """Return the checkpoints by names for tables, figures and further files.
+
+    Such a name is that of the checkpoint's file; a repeated name gets a + added.
+    """
     checkpoints: dict[str, Checkpoint] = {}
     for path in paths:
-        name = path.stem
+        name = short_name(printable(path.stem))
         while name in checkpoints:
             name += "+"
         checkpoints[name] = load_checkpoint(path, device)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from common.attacks.robustness import AttackCurve
-from common.reporting.figures import colour, new_figure, row_label, save, show
+from common.reporting.figures import colour, log_labels, new_figure, row_label, save, show
 
 
 def accuracy_curves(
@@ -113,6 +113,7 @@ def noise_tradeoff(
         label = f"median {norm} norm, C of each image by bisection (right)"
         drawn.append(right.axhline(least, color=colour(2), linestyle="--", label=label))
     left.set_xscale("log")
+    log_labels(left.xaxis)
     left.set_xlabel("C, the weight of the noise's norm in the loss")
     left.set_ylabel("share of images predicted as their target")
     left.set_ylim(-0.03, 1.03)

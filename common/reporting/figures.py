@@ -9,13 +9,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 
 from common.files import atomic_write
 
+# The names of classes and files stand as they are, also with a $, which begins mathematics.
+matplotlib.rcParams["text.parse_math"] = False
 # The palette of Okabe and Ito (2008), which colour-blind readers can distinguish.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
 
@@ -45,6 +50,12 @@ def show(axes: Axes, image: torch.Tensor, title: str = "") -> None:
     axes.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
     axes.set_title(title, fontsize=7)
     axes.set_axis_off()
+
+
+def log_labels(axis: Axis) -> None:
+    """Label a logarithmic axis without mathematics: 0.001, not 10 with an exponent."""
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(LogFormatter())  # on a short axis only
 
 
 def row_label(axes: Axes, text: str) -> None:

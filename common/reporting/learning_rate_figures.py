@@ -10,7 +10,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from common.reporting.figures import colour, new_figure, save
+from common.reporting.figures import colour, log_labels, new_figure, save
 from common.training import losses
 from common.training.learning_rates import RangeTest
 from common.training.recipe import Recipe
@@ -137,6 +137,7 @@ def validation(
         if len(finished) < len(result_by_rate):
             axes.legend()
         axes.set_xscale("log")
+        log_labels(axes.xaxis)
         axes.set_ylim(0, 1 if "G-mean" in name else None)
         axes.set_xlabel("learning rate, logarithmic")
         axes.set_ylabel(name)
@@ -158,6 +159,7 @@ def range_test_figure(
     for rate, shade, label in marks:
         axes.axvline(rate, color=shade, linestyle="--", label=label)
     axes.set_xscale("log")
+    log_labels(axes.xaxis)
     axes.set_ylim(0, 1.5 * max(test.smoothed))
     axes.set_xlabel("learning rate, logarithmic, growing from step to step")
     axes.set_ylabel(f"training: {losses.loss_title(recipe)} (nats)")

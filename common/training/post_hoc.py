@@ -26,7 +26,8 @@ def apply(
     - tau-normalisation (Kang et al. 2020): replaces class weights w by w / |w|^tau, and drops
       the bias.
     - crt (Kang et al. 2020): initialises the last layer again and trains it alone, for
-      `crt_epochs` on balanced draws with plain cross-entropy.
+      `crt_epochs` on balanced draws with plain cross-entropy. Mixing, adversarial images and
+      label smoothing end with the training before; augmentation stays.
 
     state_file: that of crt's training, as `fit` takes it. Returns the arguments that the
     network must be rebuilt with, beside those it had. Raises DivergedError if the training of
@@ -55,7 +56,10 @@ def apply(
             sampler="balanced",
             sampler_weights=None,
             loss="cross-entropy",
+            label_smoothing=0.0,
             class_weights="none",
+            mix="none",
+            adversarial=0.0,
             ema=0.0,
             patience=0,
         )

@@ -12,9 +12,15 @@ from common.networks import ARCHITECTURES
 def option(default: Any, help_text: str, *choices: str, **limits: Any) -> Any:
     """Return a Recipe field with what the command line needs to know of it.
 
-    limits: `least`, `above`, `most` or `below` for a number, as `options.number` takes them.
+    limits: `least`, `above`, `most` or `below` for a number, as `values.number` takes them.
     """
     return field(default=default, metadata={"help": help_text, "choices": choices, **limits})
+
+
+# The upper limits are far beyond any use, and keep a typing error from filling the memory or
+# from leaving the range of float32, which ends at 3.4e38: in a step the learning rate is
+# multiplied by the weight decay, and the norms of class weights are raised to the power tau.
+MOST_EPOCHS = 100_000
 
 
 @dataclass(frozen=True)
@@ -26,7 +32,9 @@ class Recipe:
 
     # The network
     network: str = option("simple-cnn", "network of common/networks/", *ARCHITECTURES)
-    width: int | None = option(None, "channels of resnet9's first layer; None is 16", least=1)
+    width: int | None = option(
+        None, "channels of resnet9's first layer; None is 16", least=1, most=256
+    )
     classifier: str = option(
         "linear", "last layer; cosine: normalised, with scale 30", "linear", "cosine"
     )
@@ -35,24 +43,35 @@ class Recipe:
     )
 
     # The optimiser
-    epochs: int = option(10, "passes over the examples", least=1)
-    batch_size: int = option(4, "examples per step", least=1)
+    epochs: int = option(10, "passes over the examples", least=1, most=MOST_EPOCHS)
+    batch_size: int = option(4, "examples per step", least=1, most=65_536)
     optimizer: str = option("sgd", "optimiser of torch.optim", "sgd", "adamw")
-    learning_rate: float = option(0.001, "learning rate; with a schedule the highest", above=0)
+    learning_rate: float = option(
+        0.001, "learning rate; with a schedule the highest", above=0, most=1e30
+    )
     momentum: float = option(0.9, "momentum of sgd", least=0, below=1)
     nesterov: bool = option(False, "Nesterov momentum in sgd")
-    weight_decay: float = option(0.0, "L2 penalty in sgd, decoupled in adamw", least=0)
+    weight_decay: float = option(
+        0.0, "L2 penalty in sgd, decoupled in adamw", least=0, most=1e6
+    )
     schedule: str = option(
         "constant", "schedule of the learning rate", "constant", "step", "cosine", "one-cycle"
     )
-    step_epochs: int = option(10, "epochs between two steps of schedule step", least=1)
-    step_factor: float = option(0.1, "factor of the rate at each of these steps", above=0)
+    step_epochs: int = option(
+        10, "epochs between two steps of schedule step", least=1, most=MOST_EPOCHS
+    )
+    step_factor: float = option(
+        0.1, "factor of the rate at each of these steps", above=0, most=1
+    )
     warm_up: float = option(0.3, "share of one-cycle with a rising rate", least=0, most=1)
     ema: float = option(
         0.0, "decay of an exponential moving average of the weights; 0: none", least=0, below=1
     )
     patience: int = option(
-        0, "stop after N epochs without a better validation G-mean; 0: never", least=0
+        0,
+        "stop after N epochs without a better validation G-mean; 0: never",
+        least=0,
+        most=MOST_EPOCHS,
     )
     precision: str = option(
         "float32", "precision of forward passes; auto: bfloat16 if that is faster",
@@ -60,13 +79,15 @@ class Recipe:
     )  # fmt: skip
 
     # The examples of an epoch
-    copies: int = option(0, "transformed copies of each image, made before training", least=0)
+    copies: int = option(
+        0, "transformed copies of each image, made before training", least=0, most=100
+    )
     resample: str = option(
         "none", "resample the training set with imbalanced-learn",
         "none", "smote", "borderline-smote", "adasyn", "random-over", "random-under",
     )  # fmt: skip
     neighbours: int = option(
-        5, "nearest neighbours in smote, borderline-smote and adasyn", least=1
+        5, "nearest neighbours in smote, borderline-smote and adasyn", least=1, most=10**6
     )
     train_on_test: bool = option(
         False, "train on the test images too; no held-out test is left"
@@ -76,27 +97,33 @@ class Recipe:
         "shuffle", "balanced", "square-root", "progressive", "rotation", "weighted",
     )  # fmt: skip
     sampler_weights: tuple[float, ...] | None = option(
-        None, "class weights of sampler weighted, in label order", above=0, nargs="+"
+        None,
+        "class weights of sampler weighted, in label order",
+        least=1e-6,
+        most=1e6,
+        nargs="+",
     )
     augment: tuple[str, ...] = option(
         (), "change each image at each step", "flip", "crop", "cutout", "colour", nargs="*"
     )
     mix: str = option("none", "mix pairs of images and labels", "none", "mixup", "cutmix")
     mix_share: float = option(0.5, "share of the steps that mix", least=0, most=1)
-    mix_alpha: float = option(1.0, "both parameters of the beta distribution", above=0)
+    mix_alpha: float = option(
+        1.0, "both parameters of the beta distribution", least=1e-3, most=1e3
+    )
     adversarial: float = option(
         0.0, "train on PGD images within N/255 of each image; 0: do not", least=0, most=255
     )
-    adversarial_steps: int = option(3, "PGD steps in adversarial training", least=1)
+    adversarial_steps: int = option(3, "PGD steps in adversarial training", least=1, most=1000)
 
     # The loss
     loss: str = option(
         "cross-entropy", "loss function",
         "cross-entropy", "focal", "ldam", "balanced-softmax", "logit-adjusted",
     )  # fmt: skip
-    focal_gamma: float = option(2.0, "focusing parameter of focal", least=0)
-    margin: float = option(0.5, "largest margin of ldam", above=0)
-    tau: float = option(1.0, "strength of logit-adjusted and of post-hoc", least=0)
+    focal_gamma: float = option(2.0, "focusing parameter of focal", least=0, most=100)
+    margin: float = option(0.5, "largest margin of ldam, a cosine", above=0, most=2)
+    tau: float = option(1.0, "strength of logit-adjusted and of post-hoc", least=0, most=10)
     label_smoothing: float = option(
         0.0, "share of each label that is spread over all classes", least=0, below=1
     )
@@ -115,7 +142,10 @@ class Recipe:
         "none", "logit-adjustment", "tau-normalisation", "crt",
     )  # fmt: skip
     crt_epochs: int = option(
-        5, "epochs of crt, which retrains the classifier on balanced draws", least=1
+        5,
+        "epochs of crt, which retrains the classifier on balanced draws",
+        least=1,
+        most=MOST_EPOCHS,
     )
 
     def __post_init__(self) -> None:
@@ -136,6 +166,15 @@ class Recipe:
             ),
             "--sampler weighted and --sampler-weights go together; give both or neither": (
                 (self.sampler == "weighted") != (self.sampler_weights is not None)
+            ),
+            f"--loss {self.loss} --post-hoc logit-adjustment: corrects the logits twice; leave"
+            " one of the two out": (
+                self.loss in ("balanced-softmax", "logit-adjusted")
+                and self.post_hoc == "logit-adjustment"
+            ),
+            "--post-hoc tau-normalisation: does nothing to --classifier cosine, whose weights"
+            " have no length; leave one of the two out": (
+                self.post_hoc == "tau-normalisation" and self.classifier == "cosine"
             ),
             f"--adversarial: mixed images have two labels; leave --mix {self.mix} out": (
                 self.adversarial > 0 and self.mix != "none"

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from common.errors import InputError
+from common.files import short_name
 from common.training.recipe import Recipe, option_name
 
 ORIGINAL = Recipe()
@@ -119,7 +120,8 @@ RECIPES = {
 def variant_name(name: str, recipe: Recipe) -> str:
     """Return the name of a recipe with what distinguishes it from the recipe of that name.
 
-    Files have this name, so that a variant never replaces the named recipe's files.
+    Files have this name, so that a variant never replaces the named recipe's files. A name that
+    is too long for a file is shortened.
 
     >>> variant_name("smote", replace(RECIPES["smote"], epochs=20))
     'smote+epochs=20'
@@ -128,7 +130,7 @@ def variant_name(name: str, recipe: Recipe) -> str:
     for field_name, value in recipe.changes(RECIPES[name]).items():
         values = value if isinstance(value, tuple) else (value,)
         words.append(f"{option_name(field_name)}={','.join(map(str, values))}")
-    return "+".join(words)
+    return short_name("+".join(words))
 
 
 def select(

@@ -171,6 +171,15 @@ def train_all(
         yield run, result
 
 
+def measured(result: dict[str, Any]) -> dict[str, Any]:
+    """Return what was measured of a run, without what only a saved result says beside it."""
+    names = (
+        "recipe", "examples", "drawn", "trained_on_test", "precision", "history", "diverged",
+        "validation", "report", "seconds",
+    )  # fmt: skip
+    return {name: result[name] for name in names if name in result}
+
+
 def _load_finished_run(
     run: Run, split: Split, folder: Path, settings: dict[str, Any]
 ) -> dict[str, Any] | None:

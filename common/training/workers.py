@@ -14,6 +14,8 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Any
 
+from tqdm import tqdm
+
 from common.errors import InputError
 
 
@@ -26,9 +28,11 @@ def call_in_processes(
     the order of `arguments`. If the caller stops early, or is killed, the workers end at once.
     Raises InputError if a worker is killed, and what a call raises.
     """
-    executor = ProcessPoolExecutor(
-        min(jobs, len(arguments)), multiprocessing.get_context("spawn"), _prepare_worker
-    )
+    before = set(multiprocessing.active_children())
+    with _ending_signals_blocked():  # for Python's resource tracker, which starts here
+        executor = ProcessPoolExecutor(
+            min(jobs, len(arguments)), multiprocessing.get_context("spawn"), _prepare_worker
+        )
     remaining, position_of = iter(enumerate(arguments)), {}
 
     def submit(count: int) -> None:
@@ -52,7 +56,7 @@ def call_in_processes(
             " fewer --jobs"
         ) from None
     finally:
-        for process in multiprocessing.active_children():
+        for process in set(multiprocessing.active_children()) - before:
             process.kill()
         executor.shutdown()
 
@@ -64,6 +68,8 @@ def _call(content: bytes) -> bytes:
 
 def _prepare_worker() -> None:
     """Let this worker process end when its parent does, even if the parent is killed."""
+    # tqdm's own lock has a semaphore, which Python reports as leaked if the worker is killed.
+    tqdm.set_lock(threading.RLock())
 
     def wait_for_parent() -> None:
         multiprocessing.parent_process().join()

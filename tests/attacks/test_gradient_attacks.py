@@ -114,6 +114,19 @@ def test_an_epsilon_out_of_range_is_rejected(attack, epsilon):
         attack(NETWORK, X, Y, epsilon=epsilon)
 
 
+@pytest.mark.parametrize("epsilon", [3.0, 1000.0])
+def test_an_l2_epsilon_above_1_is_an_attack_of_its_size(epsilon):
+    """A black image is sqrt(3 S S) = 55.4 from a white one; 1000 leaves no limit."""
+    moved = pgd(NETWORK, X, Y, epsilon=epsilon, norm="l2", stop=False)
+    size = (moved - X).flatten(1).norm(dim=1)
+    assert 2 < size.max() <= min(epsilon, 55.5) + 1e-4
+    assert 0 <= moved.min() <= moved.max() <= 1
+    weaker = pgd(NETWORK, X, Y, epsilon=1.0, norm="l2", stop=False)
+    assert loss_of(NETWORK, moved, Y) > loss_of(NETWORK, weaker, Y)
+    with pytest.raises(InputError, match="epsilon nan"):
+        pgd(NETWORK, X, Y, epsilon=float("nan"), norm="l2")
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_a_target_that_is_the_true_class_is_rejected(name):
     targets = torch.cat([TARGETS[:7], Y[7:8], TARGETS[8:]])

@@ -4,8 +4,9 @@ from unittest.mock import DEFAULT, Mock
 import numpy as np
 import pytest
 import torch
-from conftest import random_part
+from conftest import is_one_line, random_part
 
+from common.dataset.cache_file import write_arrays
 from common.errors import InputError
 from common.inspection import label_audit
 from common.inspection.label_audit import Audit, against_truth, audit, ranking, suspects
@@ -177,15 +178,44 @@ def test_an_interrupted_audit_keeps_its_finished_folds(run_folds, watched_fit):
     assert [call.kwargs["name"] for call in watched_fit.mock_calls] == ["fold 3"]
 
 
-@pytest.mark.parametrize("content", [b"", b"not a pickle", None], ids=["empty", "other", "cut"])
-def test_a_damaged_cache_file_is_computed_again(run_folds, watched_fit, tmp_path, content):
+@pytest.mark.parametrize("damage", ["empty", "other", "cut", "a changed bit", "other shape"])
+def test_a_damaged_cache_file_is_computed_again(
+    run_folds, watched_fit, tmp_path, capfd, damage
+):
     whole = run_folds()
-    damaged = next(tmp_path.rglob("output.pkl"))
-    damaged.write_bytes(damaged.read_bytes()[:-10] if content is None else content)
+    damaged, *_ = sorted(tmp_path.glob("audit-*.npz"))
+    content = damaged.read_bytes()
+    if damage == "other shape":
+        write_arrays(damaged, logits=np.zeros((2, 3), np.float32))
+    else:
+        middle = len(content) // 2
+        changed = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+        contents = {"empty": b"", "other": b"not a cache", "cut": content[:-10]}
+        damaged.write_bytes(contents.get(damage, changed))
     for expected in (1, 0):  # the second time the file is whole again
         watched_fit.reset_mock()
         assert np.array_equal(run_folds(), whole)
         assert watched_fit.call_count == expected
+    assert damaged.read_bytes() == content
+    assert capfd.readouterr() == ("", "")
+
+
+def test_an_audit_needs_no_cache(run_folds, tmp_path, capfd):
+    (tmp_path / "file").touch()
+    found = run_folds(cache=tmp_path / "file/data")  # not even root can write there
+    assert is_one_line(capfd.readouterr().err, "file/data: can't be written")
+    assert np.array_equal(run_folds(), found)
+
+
+def test_folds_that_end_in_another_order_keep_their_places(run_folds, monkeypatch):
+    def call_in_processes(function, arguments, jobs):
+        assert (len(arguments), jobs) == (3, 2)
+        yield from reversed([(i, function(*call)) for i, call in enumerate(arguments)])
+
+    one_by_one = run_folds(fingerprint="other")
+    monkeypatch.setattr(label_audit, "call_in_processes", call_in_processes)
+    assert np.array_equal(run_folds(jobs=2), one_by_one)
+    assert np.array_equal(run_folds(jobs=2), one_by_one)  # nothing is left to train
 
 
 @pytest.mark.parametrize(

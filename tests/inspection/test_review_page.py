@@ -29,7 +29,16 @@ SUSPECTS = (
 )
 CONFIDENCES = ("0.9877", "0.9000", "0.9500", "0.9400", "0.9300", "0.8900")
 ROWS = [  # of the CSV file
-    [str(s.index), s.file, s.given, s.suggested, confidence, s.accept, "abc-def"]
+    [
+        str(s.index),
+        s.file,
+        s.given,
+        s.suggested,
+        confidence,
+        s.accept,
+        "abc-def",
+        s.check("abc-def"),
+    ]
     for s, confidence in zip(SUSPECTS, CONFIDENCES, strict=True)
 ]
 
@@ -365,6 +374,11 @@ def test_decisions_are_saved_in_the_file_alone(opened):
     field(page, SUGGESTED, 3).select_option("truck")
     assert saved(page) == "- yes yes drop no drop"
     assert saved(page, "suggested") == "truck car car cat truck truck"
+    chosen = [
+        s._replace(suggested=name)
+        for s, name in zip(SUSPECTS, saved(page, "suggested").split(), strict=True)
+    ]
+    assert saved(page, "check") == " ".join(s.check("abc-def") for s in chosen)
     page.get_by_label("Show").select_option("cat")
     page.goto("about:blank")
     page.go_back()  # a reopened page is the page as written

@@ -55,3 +55,25 @@ def test_crt_trains_the_head_alone(name, head):
     for key, value in network.state_dict().items():
         assert torch.equal(value, before[key]) != key.startswith(head), key
     assert all(p.requires_grad for p in network.parameters())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"mix": "mixup", "mix_share": 1.0},
+        {"label_smoothing": 0.5},
+        {"adversarial": 64.0},
+        {"loss": "balanced-softmax", "tau": 2.0},
+        {"class_weights": "inverse"},
+        {"sampler": "weighted", "sampler_weights": (1.0, 5.0, 9.0)},
+    ],
+    ids=" ".join,
+)
+def test_crt_is_plain_cross_entropy_on_balanced_draws_after_any_training(options):
+    heads = []
+    for recipe in (replace(RECIPE, post_hoc="crt"), replace(RECIPE, post_hoc="crt", **options)):
+        network = build("simple-cnn", {"classes": 3}, 0)
+        settings = {"seed": 0, "device": torch.device("cpu"), "name": "x"}
+        post_hoc.apply(network, TRAIN, EMPTY, recipe, **settings)
+        heads.append(network.head.weight)
+    assert torch.equal(*heads)

@@ -1,14 +1,22 @@
-"""Recipes: contradictions, titles, and comparison with a saved recipe."""
+"""Recipes: contradictions, limits, titles, and comparison with a saved recipe."""
 
+import itertools
 import json
+import math
 from dataclasses import asdict, replace
 
 import pytest
+from conftest import random_part
 
+from common.dataset.split import make_split
 from common.errors import InputError
 from common.training import recipes
-from common.training.recipe import Recipe
+from common.training.recipe import FIELDS, Recipe
 from common.training.recipes import RECIPES
+from common.training.runs import Run, train_run
+
+PART = random_part((6, 4, 3))
+SPLIT = make_split(PART, PART, ("car", "truck", "cat"), "random", 0, (), ())
 
 
 @pytest.mark.parametrize(
@@ -22,11 +30,61 @@ from common.training.recipes import RECIPES
         ({"loss": "focal", "label_smoothing": 0.1}, "--loss focal"),
         ({"nesterov": True, "momentum": 0.0}, "--momentum above 0"),
         ({"adversarial": 4.0, "mix": "cutmix"}, "--mix cutmix"),
+        ({"loss": "logit-adjusted", "post_hoc": "logit-adjustment"}, "corrects .* twice"),
+        ({"loss": "balanced-softmax", "post_hoc": "logit-adjustment"}, "corrects .* twice"),
+        ({"classifier": "cosine", "post_hoc": "tau-normalisation"}, "no length"),
     ],
 )
 def test_contradicting_options_are_named(options, words):
     with pytest.raises(InputError, match=words):
         Recipe(**options)
+
+
+# A number of a recipe, and the other options with which it has an effect. Left out are numbers
+# whose upper limit only keeps the time or the memory in bounds.
+EFFECTIVE = {
+    "batch_size": [{}, {"mix": "cutmix"}, {"network": "resnet9"}, {"schedule": "one-cycle"}],
+    "learning_rate": [
+        {"weight_decay": 1e6}, {"optimizer": "adamw", "weight_decay": 1e6}, {"nesterov": True},
+        {"schedule": "one-cycle"}, {"schedule": "cosine"}, {"ema": 0.9},
+    ],
+    "momentum": [{}],
+    "weight_decay": [{}, {"optimizer": "adamw"}],
+    "step_epochs": [{"schedule": "step"}],
+    "step_factor": [{"schedule": "step", "step_epochs": 1}],
+    "warm_up": [{"schedule": "one-cycle"}],
+    "ema": [{}],
+    "sampler_weights": [
+        {"sampler": "weighted", "loss": "logit-adjusted", "tau": 10.0},
+        {"sampler": "weighted", "post_hoc": "logit-adjustment", "tau": 10.0},
+    ],
+    "mix_share": [{"mix": "mixup"}],
+    "mix_alpha": [{"mix": "mixup"}, {"mix": "cutmix"}],
+    "adversarial": [{"adversarial_steps": 1}],
+    "focal_gamma": [{"loss": "focal", "class_weights": "inverse"}],
+    "margin": [{"loss": "ldam", "classifier": "cosine"}],
+    "tau": [{"loss": "logit-adjusted"}, {"post_hoc": "tau-normalisation"}],
+    "label_smoothing": [{"loss": "balanced-softmax"}],
+    "beta": [{"class_weights": "effective-number"}],
+    "reweight_from": [{"class_weights": "inverse"}],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EFFECTIVE)
+def test_a_number_at_its_limits_trains_or_diverges(name):
+    """No number within its limits leaves the range of a float."""
+    limits = FIELDS[name].metadata
+    low = limits["least"] if "least" in limits else math.nextafter(limits["above"], 1)
+    high = limits["most"] if "most" in limits else math.nextafter(limits["below"], 0)
+    for value, others in itertools.product((low, high), EFFECTIVE[name]):
+        given = (value, high, low) if name == "sampler_weights" else value
+        recipe = Recipe(**{"epochs": 2, **others, name: given})
+        result, checkpoint = train_run(Run("x", recipe, 0), SPLIT, "cpu", 1, False)
+        if not result["diverged"]:
+            weights = checkpoint["network"].state_dict().values()
+            assert all(weight.isfinite().all() for weight in weights), recipe
+        else:
+            assert (name, value) in (("learning_rate", 1e30), ("weight_decay", 1e6)), recipe
 
 
 def test_the_reports_recipes():

@@ -1,0 +1,55 @@
+"""The limits within which a hostile or damaged file must be refused, and byte flips."""
+
+import random
+import resource
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from common.errors import InputError
+
+SECONDS = 5
+MEMORY = 1 << 30  # bytes beyond what the process has
+
+
+class OverLimitError(BaseException):
+    """The time is up. No Exception, which the code under test might take for damage."""
+
+
+@contextmanager
+def limited() -> Iterator[None]:
+    """Let the block take at most SECONDS and MEMORY: beyond, it ends in an error."""
+
+    def stop(*_: object) -> None:
+        raise OverLimitError(f"not finished within {SECONDS} s")
+
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    handler = signal.signal(signal.SIGALRM, stop)
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEMORY, hard))
+    signal.alarm(SECONDS)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, handler)
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+@contextmanager
+def one_line_if_refused() -> Iterator[None]:
+    """Let the block end in an InputError of one line, or in none."""
+    try:
+        yield
+    except InputError as error:
+        assert len(str(error).splitlines()) == 1  # noqa: PT017
+
+
+def flips(content: bytes, count: int) -> Iterator[bytes]:
+    """Yield `count` copies of content, each with another random byte changed."""
+    for seed in range(count):
+        rng = random.Random(seed)
+        damaged = bytearray(content)
+        damaged[rng.randrange(len(damaged))] ^= rng.randrange(1, 256)
+        yield bytes(damaged)
