@@ -252,9 +252,9 @@ def hostile_pickles() -> dict[str, tuple[str, bytes]]:
         f"pickle, {name}": (reason, archive(content, bytes(16)))
         for name, (reason, content) in pickles.items()
     }
-    shared = b"".join(value(f"{i}") + tensor((2**21,), count=2**21) for i in range(40))
+    shared = b"".join(value(f"{i}") + tensor((2**21,), count=2**21) for i in range(60))
     shared = b"\x80\x02}%b}(%bus." % (value("model_state_dict"), shared)
-    files["40 weights of the same 8 MB"] = ("need more memory", archive(shared, bytes(2**23)))
+    files["60 weights of the same 8 MB"] = ("need more memory", archive(shared, bytes(2**23)))
     for protocol in range(6):
         content = pickle.dumps(Executes(), protocol)
         files[f"bare pickle of protocol {protocol}"] = (NOT_A_ZIP, content)
