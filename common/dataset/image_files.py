@@ -18,11 +18,15 @@ MAX_BYTES = 4 << 20  # the pixels take some KB; a colour profile for print takes
 
 
 def printable(name: str) -> str:
-    """Return the name of a file with each byte that is not UTF-8 written as \\xNN.
+    """Return the name of a file as text that can be printed and saved.
 
-    Python stands for such bytes with characters that no file of text can hold.
+    Escapes control characters, and bytes that are not UTF-8: Python stands for such bytes with
+    characters that no file of text can hold.
     """
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+    text = os.fsencode(name).decode("utf-8", "backslashreplace")
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def read_image(path: Path) -> np.ndarray:

@@ -157,9 +157,9 @@ def _unpack(datasets: ModuleType, root: Path, archive: Path, may_download: bool)
     cifar = datasets.CIFAR10
     files = [*cifar.train_list, *cifar.test_list, (cifar.meta["filename"], cifar.meta["md5"])]
     check_integrity = datasets.utils.check_integrity
-    if all(check_integrity(root / BATCHES / name, md5) for name, md5 in files):
-        return
     try:
+        if all(check_integrity(root / BATCHES / name, md5) for name, md5 in files):
+            return
         if not archive.is_file():
             if not may_download:
                 raise DownloadError("CIFAR-10 is not downloaded yet")

@@ -153,16 +153,24 @@ def test_what_is_not_asked_for_does_no_harm(image_folder, tmp_path):
         loader.load(str(image_folder), classes=["cat", "boat"], **FULL, cache=tmp_path)
 
 
-def test_names_that_are_not_utf8_become_text(image_folder, tmp_path):
-    root = os.fsdecode(os.fsencode(tmp_path) + b"/\xfcber")
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        (b"\xe9\xff", r"\xe9\xff"),
+        (b"\x1b[31m red\n", r"\x1b[31m red\n"),
+        ("\u732b \U0001f408".encode(), "\u732b \U0001f408"),
+        ("\u202egnp".encode(), r"\u202egnp"),
+    ],
+)
+def test_names_become_text(image_folder, tmp_path, name, shown):
+    name = os.fsdecode(name)
+    root = image_folder.with_name(name)
     image_folder.rename(root)
-    os.rename(
-        f"{root}/train/cat/0003.png", os.fsdecode(os.fsencode(root) + b"/train/cat/\xe9.png")
-    )
+    (root / "train/cat/0003.png").rename(root / f"train/cat/{name}.png")
     for _ in range(2):  # drawn, then from the cache
-        split = loader.load(root, **FULL, cache=tmp_path / "cache")
-        assert r"train/cat/\xe9.png" in split.train_files
-        assert split.source == r"image folder \xfcber"
+        split = loader.load(str(root), **FULL, cache=tmp_path / "cache")
+        assert f"train/cat/{shown}.png" in split.train_files
+        assert split.source == f"image folder {shown}"
         "".join([split.source, *split.train_files]).encode()
 
 

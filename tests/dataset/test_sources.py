@@ -109,6 +109,9 @@ def test_cifar_is_downloaded_once(small_cifar, load, tmp_path, monkeypatch):
             # As if the unpacking was interrupted: the next load repeats it.
             (tmp_path / "cache" / sources.BATCHES / "data_batch_3").write_bytes(b"half")
         server.shutdown()
+    check_cifar(load("cifar10", seed=2), small_cifar)  # unpacks the archive again
+    monkeypatch.setattr("torchvision.datasets.utils.extract_archive", None)  # would fail
+    check_cifar(load("cifar10", seed=3), small_cifar)
     assert requests == [f"/{sources.ARCHIVE}"]
 
 
@@ -178,13 +181,20 @@ def test_folder_of_no_known_kind_is_refused(load, tmp_path):
         load(tmp_path)
 
 
-def test_mismatched_torchvision_names_the_remedy(monkeypatch):
+@pytest.mark.parametrize(
+    ("message", "error", "words"),
+    [
+        ("operator torchvision::nms does not exist", InputError, "--force-reinstall torch"),
+        ("something else", RuntimeError, "something else"),
+    ],
+)
+def test_mismatched_torchvision_names_the_remedy(monkeypatch, message, error, words):
     class Mismatched:
         def find_spec(self, name, *_):
             if name == "torchvision.datasets":
-                raise RuntimeError("operator torchvision::nms does not exist")
+                raise RuntimeError(message)
 
     monkeypatch.setattr(sys, "meta_path", [Mismatched(), *sys.meta_path])
     monkeypatch.delitem(sys.modules, "torchvision.datasets", raising=False)
-    with pytest.raises(InputError, match="install --force-reinstall torch torchvision"):
+    with pytest.raises(error, match=words):
         sources.torchvision_datasets()
