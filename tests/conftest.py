@@ -9,11 +9,15 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from PIL import Image
 
 from common.dataset.load import load
 from common.dataset.split import LabelledImages
 from common.files import ROOT
+
+settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
+settings.load_profile("repeatable")
 
 # Batches are small here: two threads would wait for each other longer than they compute.
 torch.set_num_threads(1)

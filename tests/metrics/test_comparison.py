@@ -69,8 +69,14 @@ def test_a_recipe_with_a_diverged_run_is_left_out():
     assert compare(broken) == {}
 
 
-def test_equal_values_do_not_differ():
+def test_no_p_without_spread():
     a = np.array([0.5, 0.6, 0.7])
-    assert paired_p(a, a) == 1
-    assert paired_p(a + 0.25, a) < 1e-9
-    assert paired_p(a[:1] + 0.25, a[:1]) == 1
+    for b in (a, a + 0.25):
+        assert paired_p(b, a) is None
+    assert paired_p(a[:1] + 0.25, a[:1]) is None
+    # Two seeds with equal differences: with the standard deviation 0 any difference has p = 0.
+    plain, better = ([run_result(n, seed) for seed in range(2)] for n in (20, 10))
+    accuracy = compare({"plain": plain, "better": better})["better"]["accuracy"]
+    assert accuracy.difference == pytest.approx(0.1)
+    assert accuracy.p is None
+    assert not accuracy.significant
