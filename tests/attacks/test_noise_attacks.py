@@ -114,3 +114,40 @@ def test_balanced_universal_noise_draws_all_classes_equally(monkeypatch, balance
     batches = [labels for _, _, labels, _ in (call.args for call in zero_gradient.mock_calls)]
     counts = torch.bincount(torch.cat(batches), minlength=3) / 5000
     assert torch.allclose(counts, torch.tensor(shares), atol=0.03)
+
+
+@pytest.mark.parametrize("targeted", [False, True])
+def test_universal_noise_by_hand(monkeypatch, targeted):
+    """Steps of 0.1 and 0.05 epsilon, the second with 0.9 times the first gradient."""
+    images, labels = random_part((2, 1))
+    images = images[..., :1, :1]
+    targets = 1 - labels if targeted else None
+    gradients = iter([(1.0, 0.0, 0.0), (-1.0, -0.25, -0.25)])
+    seen = []
+
+    def given_gradient(_network, x, y, t):
+        seen.append(x)
+        assert len(x) == len(y) == 5
+        assert t is None if targets is None else torch.equal(t, 1 - y)
+        return None, 7 * torch.tensor(next(gradients)).view(1, 3, 1, 1).expand_as(x), None
+
+    monkeypatch.setattr("common.attacks.universal_noise.objective_gradient", given_gradient)
+    options = {"epsilon": 0.4, "targets": targets, "steps": 2, "batch_size": 5}
+    noise = universal(None, images, labels, **options)
+    # Divided by their L1 norms, the gradients are (1, 0, 0) and (-2/3, -1/6, -1/6).
+    expected = 0.4 * torch.tensor([0.1 + 0.05, -0.05, -0.05]).view(1, 3, 1, 1)
+    assert torch.allclose(noise, expected)
+    # The second batch has the noise of the first step, in the first channel.
+    assert all(x.min() >= 0 and x.max() <= 1 for x in seen)
+    pixels, moved = to_pixel_space(images), to_pixel_space(images)
+    moved[:, 0] = (moved[:, 0] + 0.04).clamp(max=1)
+    for x, candidates in zip(seen, (pixels, moved), strict=True):
+        assert all(any(torch.allclose(image, c) for c in candidates) for image in x)
+
+
+def test_universal_noise_takes_100_steps_of_100_images(monkeypatch):
+    zero_gradient = Mock(side_effect=lambda _, x, *__: (None, torch.zeros_like(x), None))
+    monkeypatch.setattr("common.attacks.universal_noise.objective_gradient", zero_gradient)
+    images, labels = random_part((3, 1))
+    universal(None, images[..., :1, :1], labels, epsilon=0.5)
+    assert [len(call.args[1]) for call in zero_gradient.mock_calls] == [100] * 100

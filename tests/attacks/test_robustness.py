@@ -11,8 +11,9 @@ from common.attacks import noise_robustness, robustness
 from common.attacks.fgsm import fgsm
 from common.attacks.gradients import logits_of
 from common.attacks.optimised_noise import minimise, optimise
+from common.attacks.pgd import pgd
 from common.attacks.robustness import class_pairs, make_targets, sample
-from common.attacks.table import Attack, Settings
+from common.attacks.table import ATTACKS, Attack, Settings
 from common.attacks.universal_noise import universal
 from common.dataset.split import LabelledImages
 from common.errors import InputError
@@ -61,17 +62,30 @@ def test_images_that_were_misclassified_are_not_attacked():
 
 
 def test_a_targeted_attack_counts_targets_reached():
-    def attack(x, labels, targets):
-        return [fgsm(NETWORK, x, labels, epsilon=4 / 255, targets=targets)]
+    labels, calls = Y.clone(), []
+    labels[:6] = TARGETS[:6]  # misclassified, so not attacked
 
-    [result] = robustness.attack_results(NETWORK, X, Y, CLASSES, attack, TARGETS)
-    predictions = logits_of(NETWORK, attack(X, Y, TARGETS)[0]).argmax(1)
-    assert result.flipped == (predictions == TARGETS).sum()
+    def attack(x, labels, targets):
+        assert torch.equal(targets, TARGETS[6:])
+        yield x
+        assert len(calls) == 1  # the logits of unchanged images are known
+        yield 1 - x
+
+    with NETWORK.register_forward_hook(lambda *_: calls.append(1)):
+        results = robustness.attack_results(NETWORK, X, labels, CLASSES, attack, TARGETS)
+        unchanged, inverted = results
+    predictions = logits_of(NETWORK, 1 - X[6:]).argmax(1)
+    assert unchanged.flipped == 0
+    assert inverted.flipped == (predictions == TARGETS[6:]).sum()
+    assert 0 < inverted.flipped < (predictions != Y[6:]).sum()
 
 
 def test_every_attack_of_the_table_gives_a_curve():
+    begin = time.perf_counter()
     table = robustness.attack_curves(NETWORK, X, Y, CLASSES, SETTINGS)
     curves = {curve.name: curve for curve in table}
+    seconds = [curve.seconds for curve in curves.values()]
+    assert 0 < min(seconds) < sum(seconds) < time.perf_counter() - begin
     assert list(curves) == ["FGSM", "targeted FGSM", "PGD", "MI-FGSM", "PGD in L2"]
     for name, curve in curves.items():
         norm, epsilon, text = ("L2", 0.5, "0.5") if "L2" in name else ("Linf", 1 / 255, "1")
@@ -82,7 +96,20 @@ def test_every_attack_of_the_table_gives_a_curve():
         attacked = curve.results[text]
         assert 0.5 * epsilon < attacked.norms[norm] <= epsilon + 1e-6
         assert attacked.flipped > 0
-        assert curve.as_dict()["results"][text]["flipped"] == attacked.flipped
+        assert curve.as_dict() == {
+            "description": curve.description,
+            "unit": curve.unit,
+            "seconds": curve.seconds,
+            "results": {
+                key: {
+                    "report": result.report.as_dict(),
+                    "flipped": result.flipped,
+                    "attacked": 24,
+                    "norms": result.norms,
+                }
+                for key, result in curve.results.items()
+            },
+        }
     assert curves["MI-FGSM"].description == "momentum 1, 3 steps, random starts: 1"
     assert curves["MI-FGSM"].results["1"].norms != curves["PGD"].results["1"].norms
 
@@ -94,11 +121,35 @@ def test_a_new_row_of_the_table_is_all_that_a_new_attack_needs():
             signs = torch.randn(x.shape, generator=generator(settings.seed)).sign()
             yield (x + epsilon * signs).clamp(0, 1)
 
+    def untargeted_noise(network, x, labels, targets, **options):
+        assert targets is None
+        return noise(network, x, labels, TARGETS, **options)
+
+    row = Attack("untargeted", "random signs", "linf", False, untargeted_noise)
+    list(robustness.attack_curves(NETWORK, X, Y, CLASSES, SETTINGS, attacks=[row]))
     row = Attack("noise", "random signs, {steps} steps", "linf", True, noise)
     [curve] = robustness.attack_curves(NETWORK, X, Y, CLASSES, SETTINGS, attacks=[row])
     assert (curve.name, curve.description) == ("noise", "random signs, 3 steps")
     assert list(curve.results) == ["0", "1"]
     assert curve.results["1"].norms["Linf"] == pytest.approx(1 / 255, rel=1e-4)
+
+
+@pytest.mark.parametrize("targets", [None, TARGETS], ids=["untargeted", "targeted"])
+def test_the_attacks_of_the_table_have_its_settings(targets):
+    settings = Settings(epsilons=[], l2_epsilons=[], steps=2, restarts=2, seed=5)
+    given, epsilons = (NETWORK, X[:6], Y[:6]), [0.0, 1 / 255, 2 / 255]
+    targets = None if targets is None else targets[:6]
+    for row in ATTACKS:
+        if "FGSM" in row.name and "MI" not in row.name:
+            attack, options = fgsm, {}
+        else:
+            attack = pgd
+            options = {"steps": 2, "restarts": 2, "generator": generator(5), "norm": row.norm}
+            options["momentum"] = 1.0 if row.name == "MI-FGSM" else 0.0
+        batches = row.run(*given, targets, epsilons=epsilons, settings=settings)
+        for epsilon, moved in zip(epsilons, batches, strict=True):
+            expected = attack(*given, epsilon=epsilon, targets=targets, **options)
+            assert torch.equal(moved, expected), row.name
 
 
 @pytest.mark.parametrize(("c", "norm"), [(None, "l1"), (0.05, "l2")])
