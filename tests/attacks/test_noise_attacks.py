@@ -63,6 +63,44 @@ def test_bisection_raises_c_when_a_smaller_noise_fools(monkeypatch):
     assert 0 < sum(lowered) < len(lowered)
 
 
+@pytest.mark.parametrize("norm", ["l1", "l2"])
+def test_minimise_returns_the_smallest_noise_that_fools_in_its_norm(monkeypatch, norm):
+    """0.5 in one value is smaller in L1 than 0.2 in each of 4 values, and larger in L2."""
+    x = torch.full((2, 1, 2, 2), 0.5)
+    sparse, dense = torch.zeros(1, 2, 2), torch.full((1, 2, 2), 0.2)
+    sparse[0, 0, 0] = 0.5
+    smaller, larger = (sparse, dense) if norm == "l1" else (dense, sparse)
+    fooled, not_fooled = torch.tensor([0.0, 1.0]), torch.tensor([1.0, 0.0])
+    steps = [  # of the first image; the second never fools
+        (not_fooled, 0 * dense),
+        (fooled, larger),
+        (fooled, smaller),
+        (fooled, 2 * dense),
+    ]
+    replies = [
+        (torch.stack([logits, not_fooled]), x + torch.stack([noise, dense]))
+        for logits, noise in steps
+    ]
+    gradient = Mock(return_value=(None, torch.ones_like(x)))
+    monkeypatch.setattr(optimised_noise, "gradient", gradient)
+    monkeypatch.setattr(optimised_noise, "_descend", lambda *_: iter(replies))
+    labels = torch.tensor([0, 0])
+    moved = minimise(None, x, labels, targets=1 - labels, norm=norm, rounds=1)
+    assert torch.equal(moved[0], x[0] + smaller)
+    assert torch.equal(moved[1], x[1])
+
+
+@pytest.mark.parametrize("attack", [minimise, partial(optimise, c=0.01)])
+def test_noise_starts_from_zeros_by_default(attack):
+    options = {"targets": TARGETS[:4], "steps": 2}
+    default, zeros, gaussian = (
+        attack(NETWORK, X[:4], Y[:4], **options, **start)
+        for start in ({}, {"start": "zeros"}, {"start": "gaussian"})
+    )
+    assert torch.equal(default, zeros)
+    assert not torch.equal(default, gaussian)
+
+
 def test_a_larger_c_gives_a_smaller_noise():
     steepest = float(gradient(NETWORK, X, TARGETS)[1].abs().max())
     large, sparse, small, none = (

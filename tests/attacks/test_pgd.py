@@ -72,16 +72,20 @@ def test_without_stop_an_image_is_returned_at_its_highest_loss():
 
 
 @pytest.mark.parametrize(
-    ("momentum", "second"), [(None, -1), (0.0, -1), (0.5, -1), (1.0, 0), (2.0, 1)]
+    ("momentum", "second"), [(None, -1), (0.0, -1), (0.5, -1), (2.5, -1), (3.5, 1)]
 )
 def test_momentum_weighs_earlier_gradients(monkeypatch, momentum, second):
-    """The second gradient has half the length, and the opposite sign in the first channel."""
+    """The second gradient has the opposite sign in the first channel, and little elsewhere.
+
+    Divided by their L1 norms, the first channels are 1 / 3 and -0.5 / 0.51, of a third of the
+    values each: a momentum of 3 / 1.02 = 2.94 makes them equal.
+    """
     first = torch.ones(1, 3, 32, 32)
-    signs = torch.tensor([-1.0, 1.0, 1.0]).view(1, 3, 1, 1)
+    second_gradient = first * torch.tensor([-0.5, 0.005, 0.005]).view(1, 3, 1, 1)
     logits, label = torch.tensor([[1.0, 0.0]]), torch.tensor([0])
     replies = [
         (logits, g, torch.tensor([objective]))
-        for objective, g in enumerate((first, first * signs / 2, None))
+        for objective, g in enumerate((first, second_gradient, None))
     ]
     monkeypatch.setattr("common.attacks.pgd.objective_gradient", Mock(side_effect=replies))
     monkeypatch.setattr("common.attacks.pgd._random_start", lambda x, *_: torch.zeros_like(x))
@@ -92,23 +96,56 @@ def test_momentum_weighs_earlier_gradients(monkeypatch, momentum, second):
     assert torch.allclose(moved, expected.expand_as(moved), atol=1e-6)
 
 
-@pytest.mark.parametrize(("options", "steps"), [({}, 10), ({"steps": 4}, 4)])
-def test_steps_cross_the_ball_by_default(monkeypatch, options, steps):
-    """A constant gradient moves each value by 2.5 epsilon / steps, up to epsilon."""
+@pytest.fixture
+def steep(monkeypatch):
+    """Replace the gradient by ones and the start by x; return the images of each evaluation.
+
+    The network calls every image class 2.
+    """
     seen = []
 
-    def constant_gradient(_network, images, labels, _targets, need_gradient):
+    def objective_gradient(_network, images, _labels, _targets, need_gradient):
         seen.append(images)
-        logits = F.one_hot(labels, 2).float()
-        return logits, torch.ones_like(images) if need_gradient else None, torch.zeros(2)
+        logits = torch.tensor([[0.0, 0.0, 1.0]]).expand(len(images), 3)
+        gradient = torch.ones_like(images) if need_gradient else None
+        return logits, gradient, torch.zeros(len(images))
 
-    monkeypatch.setattr("common.attacks.pgd.objective_gradient", constant_gradient)
+    monkeypatch.setattr("common.attacks.pgd.objective_gradient", objective_gradient)
     monkeypatch.setattr("common.attacks.pgd._random_start", lambda x, *_: torch.zeros_like(x))
-    x = torch.full((2, 3, 1, 1), 0.25)
-    pgd(None, x, torch.tensor([0, 1]), epsilon=0.5, **options)
-    moves = [float((images - x).mean()) for images in seen]
-    expected = [0.5 * min(1, 2.5 * step / steps) for step in range(steps + 1)]
-    assert moves == pytest.approx(expected)
+    return seen
+
+
+@pytest.mark.parametrize(("options", "steps"), [({}, 10), ({"steps": 4}, 4)])
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_steps_cross_the_ball_by_default(steep, norm, options, steps):
+    """A constant gradient moves an image by 2.5 epsilon / steps, up to epsilon."""
+    x = torch.full((2, 3, 2, 1), 0.25)
+    pgd(None, x, torch.tensor([2, 2]), epsilon=0.5, norm=norm, **options)
+    p = torch.inf if norm == "linf" else 2
+    moves = [(images - x).flatten(1).norm(p, dim=1).tolist() for images in steep]
+    expected = [[0.5 * min(1, 2.5 * step / steps)] * 2 for step in range(steps + 1)]
+    assert torch.tensor(moves).numpy() == pytest.approx(torch.tensor(expected).numpy())
+
+
+@pytest.mark.parametrize(
+    ("label", "target", "evaluations"), [(2, None, 8), (0, None, 1), (0, 1, 8), (0, 2, 1)]
+)
+def test_an_image_that_does_not_fool_is_attacked_in_all_restarts(
+    steep, label, target, evaluations
+):
+    targets = None if target is None else torch.tensor([target])
+    options = {"epsilon": 0.5, "steps": 3, "restarts": 2, "targets": targets}
+    pgd(None, torch.full((1, 3, 2, 1), 0.25), torch.tensor([label]), **options)
+    assert len(steep) == evaluations
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_the_first_images_are_random_starts(norm):
+    seen = []
+    with NETWORK.register_forward_hook(lambda _m, inputs, _y: seen.append(inputs[0])):
+        pgd(NETWORK, X, Y, epsilon=0.01, norm=norm, steps=1, generator=generator(3))
+    start = (X + _random_start(X, 0.01, norm, generator(3))).clamp(0, 1)
+    assert torch.equal(seen[0], start)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
