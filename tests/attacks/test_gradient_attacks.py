@@ -11,7 +11,7 @@ from conftest import EMPTY, random_part
 from torch import nn
 
 from common.attacks.fgsm import fgsm, fgsm_per_epsilon
-from common.attacks.gradients import fools, gradient
+from common.attacks.gradients import fools, gradient, objective_gradient
 from common.attacks.optimised_noise import minimise, optimise
 from common.attacks.pgd import pgd
 from common.attacks.universal_noise import universal
@@ -129,6 +129,25 @@ def test_gradients_do_not_depend_on_the_batch():
 
 
 @pytest.mark.parametrize("targets", [None, TARGETS], ids=["untargeted", "targeted"])
+def test_the_objective_is_the_loss_of_the_label_or_minus_that_of_the_target(targets):
+    x = X.clone().requires_grad_()
+    logits = NETWORK(x)
+    if targets is None:
+        expected = F.cross_entropy(logits, Y, reduction="none")
+    else:
+        expected = -F.cross_entropy(logits, targets, reduction="none")
+    (gradient_of_sum,) = torch.autograd.grad(expected.sum(), x)
+    found_logits, found_gradient, objective = objective_gradient(NETWORK, X, Y, targets)
+    torch.testing.assert_close(found_logits, logits)
+    torch.testing.assert_close(found_gradient, gradient_of_sum, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(objective, expected)
+    found_logits, no_gradient, objective = objective_gradient(NETWORK, X, Y, targets, False)
+    torch.testing.assert_close(found_logits, logits)
+    assert no_gradient is None
+    torch.testing.assert_close(objective, expected)
+
+
+@pytest.mark.parametrize("targets", [None, TARGETS], ids=["untargeted", "targeted"])
 def test_fgsm_steps_along_the_sign_of_one_gradient(targets):
     x, calls, epsilons = X.clone().requires_grad_(), [], [0.0, 1 / 255, EPSILON]
     loss = F.cross_entropy(NETWORK(x), Y if targets is None else targets)
@@ -136,6 +155,7 @@ def test_fgsm_steps_along_the_sign_of_one_gradient(targets):
     with NETWORK.register_forward_hook(lambda *_: calls.append(1)):
         batches = list(fgsm_per_epsilon(NETWORK, X, Y, epsilons=epsilons, targets=targets))
     assert len(calls) == 1
+    assert batches[0] is X
     for epsilon, moved in zip(epsilons, batches, strict=True):
         difference = moved - (X + epsilon * step).clamp(0, 1)
         # Rounding decides the sign of a gradient near 0.

@@ -6,12 +6,12 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from attack_cases import EPSILON, NETWORK, TARGETS, X, Y, linear_images, loss_of
+from attack_cases import EPSILON, NETWORK, TARGETS, X, Y, generator, linear_images, loss_of
 from conftest import random_part
 
 from common.attacks import optimised_noise
 from common.attacks.gradients import gradient, logits_of
-from common.attacks.optimised_noise import LEAST_C, minimise, optimise, proximal
+from common.attacks.optimised_noise import LEAST_C, _noise_start, minimise, optimise, proximal
 from common.attacks.universal_noise import universal
 from common.networks.prediction import to_pixel_space
 
@@ -99,6 +99,15 @@ def test_noise_starts_from_zeros_by_default(attack):
     )
     assert torch.equal(default, zeros)
     assert not torch.equal(default, gaussian)
+
+
+def test_a_gaussian_start_has_deviation_a_tenth_and_stays_valid():
+    noise = _noise_start(X, "gaussian", generator(3))
+    unclamped = 0.1 * torch.randn(X.shape, generator=generator(3))
+    assert torch.equal(noise, (X + unclamped).clamp(0, 1) - X)
+    assert torch.equal(
+        _noise_start(X, "gaussian", None), _noise_start(X, "gaussian", generator())
+    )
 
 
 def test_a_larger_c_gives_a_smaller_noise():
