@@ -12,6 +12,7 @@ from scipy import stats
 from common.metrics.intervals import t_interval
 
 SIGNIFICANT = 0.05  # p below which a difference is significant
+ROUNDING = 1e-12  # differences of metrics that are closer than this are equal
 
 
 @dataclass(frozen=True)
@@ -21,8 +22,8 @@ class Summary:
     mean, deviation: over seeds. interval: the 95% interval of the mean over seeds (Student's
     t); with one seed, the interval that the test images give. difference: the mean difference
     from the reference recipe, paired over seeds. p: of the paired t-test that the difference is
-    0, with Holm's correction. With one seed, deviation and p are None; the p of the reference
-    recipe is always None.
+    0, with Holm's correction. With one seed, deviation and p are None; p is also None where the
+    differences have no spread, and for the reference recipe.
     """
 
     mean: float
@@ -83,40 +84,41 @@ def compare(results: dict[str, Sequence[dict[str, Any]]]) -> dict[str, dict[str,
                 deviation=float(values.std(ddof=1)) if several else None,
                 interval=tuple(seed_interval or image_interval),
                 difference=float((values - reference).mean()),
-                p=p if several else None,
+                p=p,
             )
     return compared
 
 
-def paired_p(a: np.ndarray, b: np.ndarray) -> float:
-    """Return p of the paired t-test that a and b, (N,), have the same mean; 1 with one pair.
+def paired_p(a: np.ndarray, b: np.ndarray) -> float | None:
+    """Return p of the paired t-test that a and b, (N,), have the same mean.
 
     With the differences d = a - b, t = mean(d) * sqrt(N) / s, and s their standard deviation.
-    Zero division: if all differences are equal, p is 1 if they are 0, and 0 otherwise.
+    Without spread of the differences, as with one pair, there is no test: the result is None.
 
-    >>> paired_p(np.array([0.5, 0.75]), np.array([0.25, 0.5]))
-    0.0
+    >>> round(paired_p(np.array([0.5, 0.75]), np.array([0.25, 0.25])), 3)  # t = 3
+    0.205
+    >>> paired_p(np.array([0.5, 0.75]), np.array([0.25, 0.5])) is None
+    True
     """
-    difference = a - b
-    if len(a) < 2:
-        return 1.0
-    if np.ptp(difference) == 0:
-        return 1.0 if difference[0] == 0 else 0.0
+    # Rounding alone can make equal differences spread, and their p tiny.
+    if np.ptp(a - b) < ROUNDING:
+        return None
     return float(stats.ttest_rel(a, b).pvalue)
 
 
-def holm(p: Sequence[float]) -> list[float]:
+def holm(p: Sequence[float | None]) -> list[float | None]:
     """Return the p-values (m,) adjusted for their number (Holm 1979).
 
     The i-th smallest p-value becomes the largest of (m + 1 - j) p_j over j <= i, at most 1.
+    None, where there was no test, stays None and counts in m like a p of 1.
 
-    >>> holm([0.01, 0.04, 0.03])
-    [0.03, 0.06, 0.06]
+    >>> holm([0.01, 0.04, 0.03, None])
+    [0.04, 0.09, 0.09, None]
     """
-    order = np.argsort(p)
-    adjusted = np.empty(len(p))
+    adjusted: list[float | None] = [None] * len(p)
+    tested = sorted((value, i) for i, value in enumerate(p) if value is not None)
     largest = 0.0
-    for rank, i in enumerate(order):
-        largest = max(largest, (len(p) - rank) * p[i])
+    for rank, (value, i) in enumerate(tested):
+        largest = max(largest, (len(p) - rank) * value)
         adjusted[i] = min(1.0, largest)
-    return adjusted.tolist()
+    return adjusted

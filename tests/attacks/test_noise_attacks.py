@@ -6,12 +6,12 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from attack_cases import EPSILON, NETWORK, TARGETS, X, Y, linear_images, loss_of
+from attack_cases import EPSILON, NETWORK, TARGETS, X, Y, generator, linear_images, loss_of
 from conftest import random_part
 
 from common.attacks import optimised_noise
 from common.attacks.gradients import gradient, logits_of
-from common.attacks.optimised_noise import LEAST_C, minimise, optimise, proximal
+from common.attacks.optimised_noise import LEAST_C, _noise_start, minimise, optimise, proximal
 from common.attacks.universal_noise import universal
 from common.networks.prediction import to_pixel_space
 
@@ -61,6 +61,53 @@ def test_bisection_raises_c_when_a_smaller_noise_fools(monkeypatch):
         low, high = torch.where(raised, c, low), torch.where(raised, high, c)
         lowered += (~raised).tolist()
     assert 0 < sum(lowered) < len(lowered)
+
+
+@pytest.mark.parametrize("norm", ["l1", "l2"])
+def test_minimise_returns_the_smallest_noise_that_fools_in_its_norm(monkeypatch, norm):
+    """0.5 in one value is smaller in L1 than 0.2 in each of 4 values, and larger in L2."""
+    x = torch.full((2, 1, 2, 2), 0.5)
+    sparse, dense = torch.zeros(1, 2, 2), torch.full((1, 2, 2), 0.2)
+    sparse[0, 0, 0] = 0.5
+    smaller, larger = (sparse, dense) if norm == "l1" else (dense, sparse)
+    fooled, not_fooled = torch.tensor([0.0, 1.0]), torch.tensor([1.0, 0.0])
+    steps = [  # of the first image; the second never fools
+        (not_fooled, 0 * dense),
+        (fooled, larger),
+        (fooled, smaller),
+        (fooled, 2 * dense),
+    ]
+    replies = [
+        (torch.stack([logits, not_fooled]), x + torch.stack([noise, dense]))
+        for logits, noise in steps
+    ]
+    gradient = Mock(return_value=(None, torch.ones_like(x)))
+    monkeypatch.setattr(optimised_noise, "gradient", gradient)
+    monkeypatch.setattr(optimised_noise, "_descend", lambda *_: iter(replies))
+    labels = torch.tensor([0, 0])
+    moved = minimise(None, x, labels, targets=1 - labels, norm=norm, rounds=1)
+    assert torch.equal(moved[0], x[0] + smaller)
+    assert torch.equal(moved[1], x[1])
+
+
+@pytest.mark.parametrize("attack", [minimise, partial(optimise, c=0.01)])
+def test_noise_starts_from_zeros_by_default(attack):
+    options = {"targets": TARGETS[:4], "steps": 2}
+    default, zeros, gaussian = (
+        attack(NETWORK, X[:4], Y[:4], **options, **start)
+        for start in ({}, {"start": "zeros"}, {"start": "gaussian"})
+    )
+    assert torch.equal(default, zeros)
+    assert not torch.equal(default, gaussian)
+
+
+def test_a_gaussian_start_has_deviation_a_tenth_and_stays_valid():
+    noise = _noise_start(X, "gaussian", generator(3))
+    unclamped = 0.1 * torch.randn(X.shape, generator=generator(3))
+    assert torch.equal(noise, (X + unclamped).clamp(0, 1) - X)
+    assert torch.equal(
+        _noise_start(X, "gaussian", None), _noise_start(X, "gaussian", generator())
+    )
 
 
 def test_a_larger_c_gives_a_smaller_noise():
@@ -114,3 +161,40 @@ def test_balanced_universal_noise_draws_all_classes_equally(monkeypatch, balance
     batches = [labels for _, _, labels, _ in (call.args for call in zero_gradient.mock_calls)]
     counts = torch.bincount(torch.cat(batches), minlength=3) / 5000
     assert torch.allclose(counts, torch.tensor(shares), atol=0.03)
+
+
+@pytest.mark.parametrize("targeted", [False, True])
+def test_universal_noise_by_hand(monkeypatch, targeted):
+    """Steps of 0.1 and 0.05 epsilon, the second with 0.9 times the first gradient."""
+    images, labels = random_part((2, 1))
+    images = images[..., :1, :1]
+    targets = 1 - labels if targeted else None
+    gradients = iter([(1.0, 0.0, 0.0), (-1.0, -0.25, -0.25)])
+    seen = []
+
+    def given_gradient(_network, x, y, t):
+        seen.append(x)
+        assert len(x) == len(y) == 5
+        assert t is None if targets is None else torch.equal(t, 1 - y)
+        return None, 7 * torch.tensor(next(gradients)).view(1, 3, 1, 1).expand_as(x), None
+
+    monkeypatch.setattr("common.attacks.universal_noise.objective_gradient", given_gradient)
+    options = {"epsilon": 0.4, "targets": targets, "steps": 2, "batch_size": 5}
+    noise = universal(None, images, labels, **options)
+    # Divided by their L1 norms, the gradients are (1, 0, 0) and (-2/3, -1/6, -1/6).
+    expected = 0.4 * torch.tensor([0.1 + 0.05, -0.05, -0.05]).view(1, 3, 1, 1)
+    assert torch.allclose(noise, expected)
+    # The second batch has the noise of the first step, in the first channel.
+    assert all(x.min() >= 0 and x.max() <= 1 for x in seen)
+    pixels, moved = to_pixel_space(images), to_pixel_space(images)
+    moved[:, 0] = (moved[:, 0] + 0.04).clamp(max=1)
+    for x, candidates in zip(seen, (pixels, moved), strict=True):
+        assert all(any(torch.allclose(image, c) for c in candidates) for image in x)
+
+
+def test_universal_noise_takes_100_steps_of_100_images(monkeypatch):
+    zero_gradient = Mock(side_effect=lambda _, x, *__: (None, torch.zeros_like(x), None))
+    monkeypatch.setattr("common.attacks.universal_noise.objective_gradient", zero_gradient)
+    images, labels = random_part((3, 1))
+    universal(None, images[..., :1, :1], labels, epsilon=0.5)
+    assert [len(call.args[1]) for call in zero_gradient.mock_calls] == [100] * 100

@@ -1,18 +1,25 @@
 """How robust a network is: the table of attacks, noise, and which images are attacked."""
 
+import time
+
 import pytest
 import torch
 from attack_cases import NETWORK, TARGETS, X, Y, generator
-from conftest import random_part
+from conftest import check_seed, random_part
 
 from common.attacks import noise_robustness, robustness
 from common.attacks.fgsm import fgsm
 from common.attacks.gradients import logits_of
+from common.attacks.optimised_noise import minimise, optimise
+from common.attacks.pgd import pgd
 from common.attacks.robustness import class_pairs, make_targets, sample
-from common.attacks.table import Attack, Settings
+from common.attacks.table import ATTACKS, Attack, Settings
+from common.attacks.universal_noise import universal
 from common.dataset.split import LabelledImages
 from common.errors import InputError
 from common.metrics.intervals import wilson
+from common.metrics.report import report
+from common.networks.prediction import to_pixel_space
 
 CLASSES = ("car", "truck", "cat")
 SETTINGS = Settings(epsilons=[0, 1], l2_epsilons=[0, 0.5], steps=3, restarts=1, seed=0)
@@ -40,22 +47,45 @@ def test_images_that_were_misclassified_are_not_attacked():
     norms = {"L1": noise.abs().sum(1), "L2": noise.norm(dim=1), "Linf": noise.abs().amax(1)}
     expected = {name: float(values.mean()) for name, values in norms.items()}
     assert inverted.norms == pytest.approx(expected, rel=1e-5)
-    with pytest.raises(InputError, match="none of the 24 test images"):
+    message = (
+        "^the network classifies none of the 24 test images correctly, so there is nothing to"
+        " attack; choose another checkpoint$"
+    )
+    with pytest.raises(InputError, match=message):
         robustness.correctly_classified(NETWORK, X, TARGETS)
+    with pytest.raises(InputError, match=r"^best\.pt classifies none"):
+        robustness.correctly_classified(NETWORK, X, TARGETS, "best.pt")
+    assert (
+        robustness.correctly_classified(NETWORK, X, labels).tolist()
+        == [False] * 6 + [True] * 18
+    )
 
 
 def test_a_targeted_attack_counts_targets_reached():
-    def attack(x, labels, targets):
-        return [fgsm(NETWORK, x, labels, epsilon=4 / 255, targets=targets)]
+    labels, calls = Y.clone(), []
+    labels[:6] = TARGETS[:6]  # misclassified, so not attacked
 
-    [result] = robustness.attack_results(NETWORK, X, Y, CLASSES, attack, TARGETS)
-    predictions = logits_of(NETWORK, attack(X, Y, TARGETS)[0]).argmax(1)
-    assert result.flipped == (predictions == TARGETS).sum()
+    def attack(x, labels, targets):
+        assert torch.equal(targets, TARGETS[6:])
+        yield x
+        assert len(calls) == 1  # the logits of unchanged images are known
+        yield 1 - x
+
+    with NETWORK.register_forward_hook(lambda *_: calls.append(1)):
+        results = robustness.attack_results(NETWORK, X, labels, CLASSES, attack, TARGETS)
+        unchanged, inverted = results
+    predictions = logits_of(NETWORK, 1 - X[6:]).argmax(1)
+    assert unchanged.flipped == 0
+    assert inverted.flipped == (predictions == TARGETS[6:]).sum()
+    assert 0 < inverted.flipped < (predictions != Y[6:]).sum()
 
 
 def test_every_attack_of_the_table_gives_a_curve():
+    begin = time.perf_counter()
     table = robustness.attack_curves(NETWORK, X, Y, CLASSES, SETTINGS)
     curves = {curve.name: curve for curve in table}
+    seconds = [curve.seconds for curve in curves.values()]
+    assert 0 < min(seconds) < sum(seconds) < time.perf_counter() - begin
     assert list(curves) == ["FGSM", "targeted FGSM", "PGD", "MI-FGSM", "PGD in L2"]
     for name, curve in curves.items():
         norm, epsilon, text = ("L2", 0.5, "0.5") if "L2" in name else ("Linf", 1 / 255, "1")
@@ -66,7 +96,20 @@ def test_every_attack_of_the_table_gives_a_curve():
         attacked = curve.results[text]
         assert 0.5 * epsilon < attacked.norms[norm] <= epsilon + 1e-6
         assert attacked.flipped > 0
-        assert curve.as_dict()["results"][text]["flipped"] == attacked.flipped
+        assert curve.as_dict() == {
+            "description": curve.description,
+            "unit": curve.unit,
+            "seconds": curve.seconds,
+            "results": {
+                key: {
+                    "report": result.report.as_dict(),
+                    "flipped": result.flipped,
+                    "attacked": 24,
+                    "norms": result.norms,
+                }
+                for key, result in curve.results.items()
+            },
+        }
     assert curves["MI-FGSM"].description == "momentum 1, 3 steps, random starts: 1"
     assert curves["MI-FGSM"].results["1"].norms != curves["PGD"].results["1"].norms
 
@@ -78,6 +121,12 @@ def test_a_new_row_of_the_table_is_all_that_a_new_attack_needs():
             signs = torch.randn(x.shape, generator=generator(settings.seed)).sign()
             yield (x + epsilon * signs).clamp(0, 1)
 
+    def untargeted_noise(network, x, labels, targets, **options):
+        assert targets is None
+        return noise(network, x, labels, TARGETS, **options)
+
+    row = Attack("untargeted", "random signs", "linf", False, untargeted_noise)
+    list(robustness.attack_curves(NETWORK, X, Y, CLASSES, SETTINGS, attacks=[row]))
     row = Attack("noise", "random signs, {steps} steps", "linf", True, noise)
     [curve] = robustness.attack_curves(NETWORK, X, Y, CLASSES, SETTINGS, attacks=[row])
     assert (curve.name, curve.description) == ("noise", "random signs, 3 steps")
@@ -85,34 +134,93 @@ def test_a_new_row_of_the_table_is_all_that_a_new_attack_needs():
     assert curve.results["1"].norms["Linf"] == pytest.approx(1 / 255, rel=1e-4)
 
 
-@pytest.mark.parametrize(("c", "evaluations"), [(None, 6 * 3 + 1), (0.05, 2 * 3)])
-def test_optimised_noise_is_measured_for_two_starts_and_several_c(c, evaluations):
-    x, y, targets = X[:4], Y[:4], TARGETS[:4]
-    options = {"c": c, "norm": "l1", "steps": 3, "seed": 0}
+@pytest.mark.parametrize("targets", [None, TARGETS], ids=["untargeted", "targeted"])
+def test_the_attacks_of_the_table_have_its_settings(targets):
+    settings = Settings(epsilons=[], l2_epsilons=[], steps=2, restarts=2, seed=5)
+    given, epsilons = (NETWORK, X[:6], Y[:6]), [0.0, 1 / 255, 2 / 255]
+    targets = None if targets is None else targets[:6]
+    for row in ATTACKS:
+        if "FGSM" in row.name and "MI" not in row.name:
+            attack, options = fgsm, {}
+        else:
+            attack = pgd
+            options = {"steps": 2, "restarts": 2, "generator": generator(5), "norm": row.norm}
+            options["momentum"] = 1.0 if row.name == "MI-FGSM" else 0.0
+        batches = row.run(*given, targets, epsilons=epsilons, settings=settings)
+        for epsilon, moved in zip(epsilons, batches, strict=True):
+            expected = attack(*given, epsilon=epsilon, targets=targets, **options)
+            assert torch.equal(moved, expected), row.name
+
+
+@pytest.mark.parametrize(("c", "norm"), [(None, "l1"), (0.05, "l2")])
+def test_optimised_noise_is_measured_for_two_starts_and_several_c(monkeypatch, c, norm):
+    monkeypatch.setattr(noise_robustness, "ROUNDS", 2)
+    x, y, targets = X[:5], Y[:5], TARGETS[:5]
+    begin = time.perf_counter()
+    options = {"c": c, "norm": norm, "steps": 4, "seed": 3}
     rows = dict(noise_robustness.measure_optimised_noise(NETWORK, x, y, targets, **options))
-    assert [row["c"] for row in rows.values()] == [c, c, *noise_robustness.TRADEOFF]
-    assert [row["evaluations"] for row in rows.values()] == [evaluations] * 2 + [6] * 6
-    assert rows["zeros start"]["medians"] != rows["gaussian start"]["medians"]
+    seconds = [row.pop("seconds") for row in rows.values()]
+    assert 0 < sum(seconds) < time.perf_counter() - begin
+    tradeoff = {f"C = {value:g}": ("zeros", value) for value in (0.01, 0.03, 0.1, 0.3, 1, 3)}
+    starts = {f"{start} start": (start, c) for start in ("zeros", "gaussian")}
+    assert list(rows) == [*starts, *tradeoff]
+    for name, (start, value) in (starts | tradeoff).items():
+        shared = {"targets": targets, "norm": norm, "start": start, "generator": generator(3)}
+        if value is None:
+            moved = minimise(NETWORK, x, y, steps=4, rounds=2, **shared)
+        else:
+            moved = optimise(NETWORK, x, y, steps=8, c=value, **shared)
+        fooled = logits_of(NETWORK, moved).argmax(1) == targets
+        noise, n = (moved - x)[fooled].flatten(1), int(fooled.sum())
+        powers = {"L1": 1, "L2": 2, "Linf": torch.inf}
+        sizes = {name: noise.norm(p, dim=1).sort().values for name, p in powers.items()}
+        medians = {name: float(v[(n - 1) // 2]) for name, v in sizes.items() if n}
+        row = rows[name]
+        expected = pytest.approx(medians, rel=1e-5) if n else dict.fromkeys(powers)
+        assert row.pop("medians") == expected
+        assert row == {
+            "fooled": n,
+            "images": 5,
+            "interval": wilson(n, 5),
+            "c": value,
+            "evaluations": 2 * 4 + 1 if value is None else 8,
+        }
     assert rows["C = 0.01"]["fooled"] > rows["C = 3"]["fooled"] == 0
-    assert rows["C = 3"]["medians"] == {"L1": None, "L2": None, "Linf": None}
-    assert rows["C = 3"]["interval"] == wilson(0, 4)
 
 
 def test_universal_noise_is_measured_on_both_parts():
     train, test = random_part((9, 4, 3)), LabelledImages(X, Y)
-    options = {"epsilon": 0.1, "steps": 2, "seed": 0}
-    rows = list(
-        noise_robustness.measure_universal_noise(NETWORK, train, test, CLASSES, **options)
-    )
-    assert [name for name, *_ in rows] == ["no noise", "label + 1", "balanced", "unbounded"]
-    assert rows[0][1] is None
-    assert rows[3][1].abs().max() > rows[1][1].abs().max()
-    for _, noise, measured in rows:
-        x = X if noise is None else (X + noise).clamp(0, 1)
-        accuracy = float((logits_of(NETWORK, x).argmax(1) == Y).float().mean())
-        assert measured["test"]["report"].accuracy == pytest.approx(accuracy)
-        assert measured["test"]["fooling_rate"] == pytest.approx(1 - accuracy)
-        assert sum(measured["train"]["report"].support) == 16
+    options = {"epsilon": 0.1, "steps": 2, "seed": 3}
+    seen = []
+    with NETWORK.register_forward_hook(lambda _m, inputs, _y: seen.append(inputs[0])):
+        rows = list(
+            noise_robustness.measure_universal_noise(NETWORK, train, test, CLASSES, **options)
+        )
+    assert all(0 <= x.min() <= x.max() <= 1 for x in seen)
+    labels = train.labels
+    arguments = {
+        "no noise": None,
+        "label + 1": {"epsilon": 0.1, "targets": (labels + 1) % 3},
+        "balanced": {"epsilon": 0.1, "balanced": True},
+        "unbounded": {"epsilon": 1.0, "targets": (labels + 1) % 3},
+    }
+    assert [name for name, *_ in rows] == list(arguments)
+    for name, noise, measured in rows:
+        if arguments[name] is None:
+            assert noise is None
+        else:
+            options = arguments[name] | {"steps": 2, "generator": generator(3)}
+            assert torch.equal(noise, universal(NETWORK, *train, **options))
+        for part_name, part in (("train", train), ("test", test)):
+            x = to_pixel_space(part.images)
+            before = logits_of(NETWORK, x).argmax(1)
+            after = logits_of(NETWORK, x if noise is None else (x + noise).clamp(0, 1)).argmax(
+                1
+            )
+            r, rate = measured[part_name]["report"], measured[part_name]["fooling_rate"]
+            assert r == report(part.labels, after, CLASSES)
+            assert rate == pytest.approx(float((after != before).float().mean()))
+    assert measured["test"]["fooling_rate"] > 0
 
 
 def test_a_sample_has_equal_numbers_of_all_classes():
@@ -126,8 +234,20 @@ def test_a_sample_has_equal_numbers_of_all_classes():
     n = 3 * fewest + 4
     counts = torch.bincount(Y[sample(NETWORK, part, TARGETS, n, 0)]).tolist()
     assert (sum(counts), min(counts)) == (n, fewest)
-    with pytest.raises(InputError, match="target"):
+    message = "every correctly classified image is of its target class; choose another --target"
+    with pytest.raises(InputError, match=f"^{message}$"):
         sample(NETWORK, part, Y, 6, 0)
+    check_seed(lambda seed: sample(NETWORK, part, TARGETS, 12, seed))
+
+
+def test_images_to_attack_are_in_pixel_space_and_channels_last():
+    part = random_part((3, 2, 1))
+    x, labels = robustness.to_attack(part, torch.device("cpu"))
+    assert torch.equal(x, part.images.float() / 255)
+    assert x.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(labels, part.labels)
+    moved = robustness.to_attack(part, torch.device("meta"))
+    assert {each.device.type for each in moved} == {"meta"}
 
 
 def test_pairs_and_targets_are_the_named_classes_or_by_default_the_others():
@@ -136,9 +256,17 @@ def test_pairs_and_targets_are_the_named_classes_or_by_default_the_others():
     labels = torch.tensor([0, 1, 2])
     assert make_targets(None, labels, CLASSES).tolist() == [1, 2, 0]
     assert make_targets("cat", labels, CLASSES).tolist() == [2, 2, 2]
-    errors = {"cat:cat": "true class", "cat": "TRUE:TARGET", "dog:cat": "of car"}
+    assert class_pairs(["cat:car", "car:cat"], CLASSES[::2]) == [(1, 0), (0, 1)]
+    known = "car, truck, cat"
+    errors = {
+        "cat:cat": "the target is the true class; choose another",
+        "cat": f"give TRUE:TARGET, each one of {known}",
+        "dog:cat": f"give TRUE:TARGET, each one of {known}",
+        "car:cat:car": f"give TRUE:TARGET, each one of {known}",
+    }
     for text, words in errors.items():
-        with pytest.raises(InputError, match=words):
+        with pytest.raises(InputError, match=f"^--pairs {text}: {words}$"):
             class_pairs([text], CLASSES)
-    with pytest.raises(InputError, match="dog"):
+    message = f"^--target dog: there is no such class; choose from {known}$"
+    with pytest.raises(InputError, match=message):
         make_targets("dog", labels, CLASSES)

@@ -3,6 +3,8 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from common.training import losses
 from common.training.recipe import Recipe
@@ -131,3 +133,168 @@ def test_gradients_are_those_of_finite_differences(loss):
     assert torch.autograd.gradcheck(mixed_loss, logits)
     (gradient,) = torch.autograd.grad(mixed_loss(logits), logits)
     assert gradient.abs().max() > 1e-3
+
+
+@st.composite
+def examples(draw):
+    """Draw logits (N, K) in float64, labels, partners and shares (N,), and counts (K,)."""
+    n, k = draw(st.integers(1, 5)), draw(st.integers(2, 4))
+
+    def tensor(elements, *shape):
+        size = math.prod(shape)
+        values = draw(st.lists(elements, min_size=size, max_size=size))
+        return torch.tensor(values).view(shape)
+
+    logits = tensor(st.integers(-60, 60).map(lambda v: v / 10), n, k).double()
+    labels, partners = (tensor(st.integers(0, k - 1), n) for _ in range(2))
+    shares = tensor(st.integers(0, 8).map(lambda v: v / 8), n).double()
+    counts = tensor(st.integers(1, 6000), k)
+    return logits, labels, partners, shares, counts
+
+
+FEW = settings(max_examples=50)
+CASES = st.tuples(st.sampled_from(list(OPTIONS)), examples())
+
+
+def loss_for(loss, counts, **options):
+    recipe = Recipe(loss=loss, **OPTIONS[loss] | options)
+    return losses.make_loss(recipe, counts, counts.double() / counts.sum())
+
+
+def loss_by_loop(loss, row, label, counts):
+    """Return one example's loss with the defaults of OPTIONS, from Python numbers."""
+    if loss == "ldam":
+        row = list(row)
+        row[label] -= 30 * 0.5 * (min(counts) / counts[label]) ** 0.25
+    tau = {"balanced-softmax": 1.0, "logit-adjusted": 1.5}.get(loss, 0.0)
+    terms = [math.exp(v) * n**tau for v, n in zip(row, counts, strict=True)]
+    p = terms[label] / sum(terms)
+    return -math.log(p) * ((1 - p) ** 2 if loss == "focal" else 1)
+
+
+@FEW
+@given(CASES)
+def test_each_loss_equals_its_formula_for_one_example(case):
+    loss, (logits, labels, _, _, counts) = case
+    rows = zip(logits.tolist(), labels.tolist(), strict=True)
+    expected = [loss_by_loop(loss, row, label, counts.tolist()) for row, label in rows]
+    # The margins of ldam are float32.
+    assert loss_for(loss, counts)(logits, labels).tolist() == pytest.approx(
+        expected, 1e-5, 1e-9
+    )
+
+
+@FEW
+@given(CASES, st.floats(-50, 50), st.randoms(use_true_random=False))
+def test_a_loss_depends_on_differences_of_logits_and_not_on_the_order_of_classes(
+    case, constant, random
+):
+    loss, (logits, labels, _, _, counts) = case
+    expected = loss_for(loss, counts)(logits, labels)
+    torch.testing.assert_close(loss_for(loss, counts)(logits + constant, labels), expected)
+    order = list(range(len(counts)))
+    random.shuffle(order)  # position j now holds class order[j]
+    new_labels = torch.tensor([order.index(label) for label in labels])
+    found = loss_for(loss, counts[order])(logits[:, order], new_labels)
+    torch.testing.assert_close(found, expected)
+
+
+@FEW
+@given(examples(), st.sampled_from([0.0, 0.3]))
+def test_balanced_softmax_is_the_logit_adjusted_loss_with_tau_1(case, smoothing):
+    logits, labels, _, _, counts = case
+    balanced, adjusted = (
+        loss_for(loss, counts, tau=tau, label_smoothing=smoothing)(logits, labels)
+        for loss, tau in (("balanced-softmax", 3.0), ("logit-adjusted", 1.0))
+    )
+    assert torch.equal(balanced, adjusted)
+
+
+@FEW
+@given(examples(), st.floats(0, 5), st.floats(0, 5))
+def test_focal_falls_with_gamma_from_the_cross_entropy(case, gamma, larger):
+    logits, labels, *_ = case
+    cross_entropy = F.cross_entropy(logits, labels, reduction="none")
+    torch.testing.assert_close(losses.focal(logits, labels, gamma=0.0), cross_entropy)
+    gamma, larger = sorted((gamma, larger))
+    values = [losses.focal(logits, labels, gamma=g) for g in (larger, gamma, 0.0)]
+    assert (values[0] >= 0).all()
+    assert (values[0] <= values[1]).all()
+    assert (values[1] <= values[2]).all()
+
+
+@FEW
+@given(CASES, st.booleans(), st.booleans())
+def test_a_gradient_is_that_of_finite_differences(case, mixes, weighted):
+    loss, (logits, labels, partners, shares, counts) = case
+    weights = 5625 / counts.double() if weighted else None
+    mixed = (partners, shares) if mixes else ()
+
+    def scalar(x):
+        return losses.batch_loss(loss_for(loss, counts), weights, x, labels, *mixed)
+
+    x = logits.requires_grad_()
+    (gradient,) = torch.autograd.grad(scalar(x), x)
+    h = 1e-5
+    for position in range(min(x.numel(), 4)):
+        step = torch.zeros_like(x).view(-1).index_fill(0, torch.tensor(position), h).view_as(x)
+        slope = (scalar(x + step) - scalar(x - step)).item() / (2 * h)
+        assert float(gradient.view(-1)[position]) == pytest.approx(slope, rel=1e-4, abs=1e-6)
+
+
+@FEW
+@given(examples(), st.floats(0.01, 100))
+def test_a_weighted_mean_is_a_mean(case, factor):
+    logits, labels, partners, shares, counts = case
+    values, weights = logits[:, 0], 1 / counts.double()
+    found = losses.weighted_mean(values, labels, weights)
+    assert values.min() - 1e-9 <= found <= values.max() + 1e-9
+    torch.testing.assert_close(losses.weighted_mean(values, labels, factor * weights), found)
+    ones = torch.ones_like(values)
+    torch.testing.assert_close(losses.weighted_mean(values, labels, weights, ones), found)
+    plain = losses.weighted_mean(values, labels, None)
+    torch.testing.assert_close(losses.weighted_mean(values, labels, None, 0.3 * ones), plain)
+    # A partner with the share 0 does not count.
+    per_example = loss_for("cross-entropy", counts)
+    unmixed = losses.batch_loss(per_example, weights, logits, labels)
+    mixed = losses.batch_loss(per_example, weights, logits, labels, partners, ones)
+    torch.testing.assert_close(mixed, unmixed)
+    swapped = losses.batch_loss(per_example, weights, logits, partners, labels, 1 - shares)
+    mixed = losses.batch_loss(per_example, weights, logits, labels, partners, shares)
+    torch.testing.assert_close(swapped, mixed)
+
+
+@FEW
+@given(examples(), st.floats(0, 1 - 1e-9))
+def test_class_weights_have_their_sums(case, beta):
+    counts = case[-1]
+    inverse = losses.class_weights(Recipe(class_weights="inverse"), counts)
+    assert (inverse * counts).tolist() == pytest.approx([sum(counts.tolist())] * len(counts))
+    effective = losses.class_weights(Recipe(**EFFECTIVE, beta=beta), counts)
+    assert float(effective.sum()) == pytest.approx(len(counts), rel=1e-5)
+    # The effective number of n examples is 1 + beta + ... + beta^(n - 1).
+    sums = [math.fsum(beta**i for i in range(n)) for n in counts.tolist()]
+    products = [w * s for w, s in zip(effective.tolist(), sums, strict=True)]
+    assert products == pytest.approx([products[0]] * len(products), rel=1e-4)
+
+
+@FEW
+@given(examples(), st.floats(0, 3))
+def test_the_post_hoc_offset_divides_probabilities_by_the_prior(case, tau):
+    logits, *_, counts = case
+    prior = counts.double() / counts.sum()
+    offset = losses.post_hoc_offset(Recipe(tau=tau), prior)
+    corrected = (logits + offset).exp()
+    torch.testing.assert_close(corrected, logits.exp() / prior**tau)
+
+
+@pytest.mark.parametrize(
+    ("options", "title"),
+    [
+        ({}, "cross-entropy"),
+        ({"loss": "balanced-softmax"}, "balanced softmax loss"),
+        ({"loss": "focal", "class_weights": "inverse"}, "class-weighted focal loss"),
+    ],
+)
+def test_the_title_names_the_loss_and_its_weights(options, title):
+    assert losses.loss_title(Recipe(**options)) == title
