@@ -56,14 +56,13 @@ def atomic_write(path: Path) -> Iterator[Path]:
     A reader never sees a partial file, an interrupted run leaves the earlier file as it was,
     and a file with the name `path` survives a power cut. The temporary file lies beside `path`,
     because a rename is atomic only within one file system; if its process is killed, the next
-    process that writes `path` removes it. Missing folders are created. Raises OutputError if
+    process that writes to the folder removes it. Missing folders are created. Raises OutputError if
     the file can't be written.
     """
-    prefix = f".{platform.node()}-"
-    temporary = path.with_name(f"{prefix}{os.getpid()}-{path.name}")
+    temporary = path.with_name(f"{_prefix()}{os.getpid()}-{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(path, prefix)
+        _remove_leftovers(path.parent)
         try:
             yield temporary
             # The content must be on the disk before the name is: after a power cut between the
@@ -78,14 +77,20 @@ def atomic_write(path: Path) -> Iterator[Path]:
         raise OutputError(f"{path}: can't be written ({_reason(error)})") from error
 
 
-def _remove_leftovers(path: Path, prefix: str) -> None:
-    """Remove the temporary files for `path` of this machine's processes that are gone."""
+def _remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files of this machine's processes that are gone."""
     if os.name != "posix":  # on Windows os.kill(pid, 0) would send Ctrl-C
         return
-    for leftover in path.parent.glob(f"{glob.escape(prefix)}*-{glob.escape(path.name)}"):
-        pid = leftover.name.removeprefix(prefix).removesuffix(f"-{path.name}")
+    prefix = _prefix()
+    for leftover in folder.glob(f"{glob.escape(prefix)}*"):
+        pid = leftover.name.removeprefix(prefix).partition("-")[0]
         if pid.isdecimal() and not _is_running(int(pid)):
             leftover.unlink(missing_ok=True)
+
+
+def _prefix() -> str:
+    """Return how the temporary files of this machine begin; the process's number follows."""
+    return f".{platform.node()}-"
 
 
 def _is_running(pid: int) -> bool:

@@ -29,6 +29,7 @@ def killed_while_writing(path):
 def test_what_a_killed_process_left_is_removed_by_the_next_write(tmp_path):
     path = write_text(tmp_path / "a[1].txt", "earlier")
     killed_while_writing(path)
+    killed_while_writing(tmp_path / "never written again.txt")
     here = f".{platform.node()}"
     others = {f"{here}-{os.getppid()}-{path.name}", f"{here}-x-{path.name}",
               f"{here}-{os.getpid()}-b.txt", f".elsewhere-1-{path.name}"}  # fmt: skip

@@ -97,9 +97,11 @@ def saved_best_rate(path: Path, split: Split, recipe: Recipe) -> float | None:
     if saved is None:
         return None
     any_of = {"learning_rate": recipe.learning_rate, "epochs": recipe.epochs}
-    same = recipe.equals_saved(saved.get("recipe", {}) | any_of)
+    swept = saved.get("recipe")
+    same = isinstance(swept, dict) and recipe.equals_saved(swept | any_of)
     same_data = saved.get("data") == json.loads(json.dumps(split.record()))
-    return saved.get("best_rate") if same and same_data else None
+    best = saved.get("best_rate")
+    return best if same and same_data and isinstance(best, int | float) else None
 
 
 @dataclass(frozen=True)

@@ -1,19 +1,27 @@
 """Verdicts on learning rates, the loss before training, and the range test."""
 
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 import torch
 from conftest import EMPTY, random_part
 
+from common.dataset.load import load
 from common.errors import DivergedError
+from common.files import save_result
 from common.networks.build import build
 from common.networks.prediction import predict
 from common.training import learning_rates
 from common.training.fit import fit
-from common.training.learning_rates import best_rate, range_test, start_loss, verdict
+from common.training.learning_rates import (
+    best_rate,
+    range_test,
+    saved_best_rate,
+    start_loss,
+    verdict,
+)
 from common.training.recipe import Recipe
 from common.training.sampling import epoch_order
 
@@ -157,3 +165,25 @@ def test_a_loss_that_is_not_finite_ends_the_range_test():
     assert len(test.losses) < 13
     with pytest.raises(DivergedError, match="lower range"):
         run_range_test(lowest=1e30, highest=1e31)
+
+
+def test_only_a_rate_of_a_sweep_like_this_is_taken_over(tmp_path):
+    split = load("synthetic", dry_run=True, cache=tmp_path / "cache")
+    path, recipe = tmp_path / "sweep.json", Recipe(momentum=0.5)
+    facts = {"data": split.record(), "seed": 0, "device": "cpu", "seconds": 1.0}
+    swept = asdict(recipe) | {"learning_rate": 0.5, "epochs": 3}
+    for saved, best in (
+        ({"recipe": swept, "best_rate": 0.25}, 0.25),
+        ({"recipe": swept, "best_rate": None}, None),
+        ({"recipe": swept, "best_rate": "0.25"}, None),
+        ({"recipe": swept | {"momentum": 0.9}, "best_rate": 0.25}, None),
+        ({"recipe": [swept], "best_rate": 0.25}, None),
+        ({"recipe": "momentum", "best_rate": 0.25}, None),
+        ({"best_rate": 0.25}, None),
+    ):
+        save_result(path, **facts, **saved)
+        assert saved_best_rate(path, split, recipe) == best
+    save_result(path, **facts | {"data": {}}, recipe=swept, best_rate=0.25)
+    assert saved_best_rate(path, split, recipe) is None
+    path.write_text("[" * 100_000)
+    assert saved_best_rate(path, split, recipe) is None
