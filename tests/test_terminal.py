@@ -111,6 +111,11 @@ def test_a_signal_stops_a_script_in_one_line(name):
     assert end_of(work) == (128 + getattr(signal, name), "", expected)
 
 
+def test_a_signal_after_the_work_changes_nothing():
+    work = "print('done'); atexit.register(kill, 'SIGINT', 'SIGTERM', 'SIGHUP')"
+    assert end_of(work) == (0, "done\n", "")
+
+
 def test_a_signal_that_nohup_ignores_stays_ignored():
     work = "kill('SIGHUP'); print('went on')"
     assert end_of(work, before="trap '' HUP;") == (0, "went on\n", "")
