@@ -56,8 +56,8 @@ def atomic_write(path: Path) -> Iterator[Path]:
     A reader never sees a partial file, an interrupted run leaves the earlier file as it was,
     and a file with the name `path` survives a power cut. The temporary file lies beside `path`,
     because a rename is atomic only within one file system; if its process is killed, the next
-    process that writes to the folder removes it. Missing folders are created. Raises OutputError if
-    the file can't be written.
+    process that writes to the folder removes it. Missing folders are created. Raises
+    OutputError if the file can't be written.
     """
     temporary = path.with_name(f"{_prefix()}{os.getpid()}-{path.name}")
     try:
