@@ -7,12 +7,20 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import pytest
 from tqdm import tqdm
 
+from common.errors import InputError, OutputError
 from common.files import ROOT
-from common.terminal import Output, printable
+from common.terminal import (
+    ENDING_SIGNALS,
+    Output,
+    ReaderGoneError,
+    printable,
+    run_to_exit_code,
+)
 
 # A script with its work. A shell's background job ignores Ctrl-C, and so would its children.
 PROGRAM = f"""
@@ -160,3 +168,56 @@ def test_only_what_tqdm_writes_moves_the_cursor():
 def test_printable_text_stays_as_it_is():
     text = "Größe 32 ± 0.5 \\x1b"
     assert printable(text) == text
+
+
+@pytest.fixture
+def handlers_restored():
+    before = {number: signal.getsignal(number) for number in ENDING_SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("handlers_restored")
+@pytest.mark.parametrize(
+    ("end", "code", "message"),
+    [
+        (lambda: None, 0, ""),
+        (lambda: sys.exit(3), 3, ""),
+        (lambda: raised(InputError("a\nb")), 2, r"script.py: a\nb"),
+        (lambda: raised(OutputError("a")), 1, "script.py: a"),
+        (lambda: raised(KeyboardInterrupt), 130, "script.py: stopped"),
+        (lambda: os.kill(os.getpid(), signal.SIGTERM), 143, "script.py: stopped"),
+        (lambda: raised(ReaderGoneError), 141, ""),
+    ],
+)
+def test_an_end_has_an_exit_code_and_at_most_a_line(capsys, end, code, message):
+    streams = sys.stdout, sys.stderr
+    assert run_to_exit_code("script.py", lambda: [print("\x1b"), end()]) == code
+    assert (sys.stdout, sys.stderr) == streams
+    out, errors = capsys.readouterr()
+    assert out == "\\x1b\n"
+    assert errors.startswith(message)
+    assert errors.count("\n") == bool(message)
+
+
+def raised(error):
+    raise error
+
+
+def test_a_failed_write_is_an_error_only_if_it_is_required():
+    for required in (False, True):
+        with open("/dev/full", "w") as full:
+            output = Output(full, required)
+            output.write("a")
+            with pytest.raises(OutputError, match="No space") if required else nullcontext():
+                output.flush()
+            output.write("b")  # goes nowhere
+            output.flush()
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as pipe:
+        output = Output(pipe, required=True)
+        output.write("a")
+        with pytest.raises(ReaderGoneError):
+            output.flush()
