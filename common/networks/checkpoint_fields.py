@@ -80,7 +80,7 @@ def _is_argument(name: str, value: Any, classes: int) -> bool:
         case "classes":
             return type(value) is int and value == classes
         case "classifier":
-            return isinstance(value, str) and value in ("linear", "cosine")
+            return value in ("linear", "cosine")
         case "flip_average":
             return type(value) is bool
         case "logit_offset":
