@@ -28,16 +28,24 @@ def printable(text: str, keep: str = "") -> str:
     r"""Return `text` with its control characters, except for those in `keep`, escaped.
 
     Escaped is what `repr` escapes: also invisible characters that reverse the direction of
-    text, and the bytes of a file name that are not UTF-8.
+    text. A byte of a file's name that is not UTF-8, for which Python's text has a character
+    that no file can hold, becomes \xNN.
 
     >>> print(printable("a\x1b[31mb\n"))
     a\x1b[31mb\n
+    >>> print(printable(os.fsdecode(b"\xff.png")))
+    \xff.png
     """
     if text.isprintable():
         return text
-    return "".join(
-        c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text
-    )
+    return "".join(c if c.isprintable() or c in keep else _escaped(c) for c in text)
+
+
+def _escaped(character: str) -> str:
+    byte = ord(character) - 0xDC00  # in Python's names of files
+    if 0x80 <= byte <= 0xFF:
+        return f"\\x{byte:02x}"
+    return character.encode("unicode_escape").decode()
 
 
 class ReaderGoneError(Exception):

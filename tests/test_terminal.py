@@ -41,7 +41,7 @@ signal.signal(signal.SIGINT, signal.SIG_DFL)
 sys.exit(run_to_exit_code("script.py", work))
 """
 HOSTILE = "a\nb\x1b[31mc\x07\x7f\x9b2J\r\u202ed\udcff"
-ESCAPED = r"a\nb\x1b[31mc\x07\x7f\x9b2J\r\u202ed\udcff"
+ESCAPED = r"a\nb\x1b[31mc\x07\x7f\x9b2J\r\u202ed\xff"
 
 
 def end_of(

@@ -1,7 +1,6 @@
 """Image files: PNG and JPEG, 32x32 pixels."""
 
 import io
-import os
 import warnings
 from pathlib import Path
 
@@ -15,18 +14,6 @@ SIZE = 32
 FORMATS = ("PNG", "JPEG")
 SUFFIXES = (".png", ".jpg", ".jpeg")
 MAX_BYTES = 4 << 20  # the pixels take some KB; a colour profile for print takes up to 3 MB
-
-
-def printable(name: str) -> str:
-    """Return the name of a file as text that can be printed and saved.
-
-    Escapes control characters, and bytes that are not UTF-8: Python stands for such bytes with
-    characters that no file of text can hold.
-    """
-    text = os.fsencode(name).decode("utf-8", "backslashreplace")
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def read_image(path: Path) -> np.ndarray:

@@ -65,6 +65,9 @@ def load(
     """
     if len(classes) < 2 or len(set(classes)) < len(classes):
         raise InputError(f"--classes {' '.join(classes)}: name two or more different classes")
+    for name in classes:
+        if not name.isprintable():  # figures and checkpoints hold the names
+            raise InputError(f"--classes {name}: has control characters; rename the class")
     counts = {"train": train_counts, "test": test_counts}
     may_download = bool(data) or not dry_run
     try:

@@ -17,8 +17,9 @@ from tqdm import tqdm
 from common.dataset import synthetic
 from common.dataset.course_pickles import read_course_pickle
 from common.dataset.download import download
-from common.dataset.image_files import SUFFIXES, printable, read_image
+from common.dataset.image_files import SUFFIXES, read_image
 from common.errors import DownloadError, InputError
+from common.terminal import printable
 
 PARTS = ("train", "test")
 ARCHIVE = "cifar-10-python.tar.gz"

@@ -158,6 +158,7 @@ def test_dry_run_takes_few_images_and_downloads_nothing(load, monkeypatch, capsy
         ({"classes": ["cat"]}, "two or more different classes"),
         ({"classes": ["cat", "cat"]}, "two or more different classes"),
         ({"classes": ["cat", "dog"]}, "--classes dog: .* it has automobile, truck, cat"),
+        ({"classes": ["cat", "a\x1b[31m"]}, "--classes a.*: has control characters"),
         ({"classes": ["cat", "truck"], "train_counts": None}, "2 classes: give --train-counts"),
         ({"validation": 0.01}, "--validation 0.01"),
         ({"validation": 0.04}, "--validation 0.04: too small to hold an image of each class"),
