@@ -1,5 +1,6 @@
 # make run: all stages in order. make test: the tests. make bench: how long it takes beside the
-# reports' loop. make mutants: which changes of the code the tests notice (half an hour). Each makes .venv first if need be.
+# reports' loop. make mutants: changes of the code that no test notices, in about half an hour.
+# Each makes .venv first if need be.
 PYTHON ?= python3
 BIN := .venv/bin
 
