@@ -21,6 +21,14 @@ settings.load_profile("repeatable")
 
 # Batches are small here: two threads would wait for each other longer than they compute.
 torch.set_num_threads(1)
+# For make mutants: a test that fails need not look for its smallest example, which takes long.
+settings.register_profile(
+    "mutants",
+    settings.get_profile("repeatable"),
+    phases=[
+        phase for phase in settings.default.phases if phase.name in ("explicit", "generate")
+    ],
+)
 REAL_IMAGES = os.environ.get("CIFAR10_DIR")
 
 
