@@ -1,9 +1,10 @@
 # make run: all stages in order. make test: the tests. make bench: how long it takes beside the
-# reports' loop. Each makes .venv first if need be.
+# reports' loop. make mutants: changes of the code that no test notices, in about half an hour.
+# Each makes .venv first if need be.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test lint bench
+.PHONY: run test lint bench mutants
 
 run: .venv/run.stamp
 	$(BIN)/python inspect_data.py
@@ -17,6 +18,10 @@ test: lint
 
 bench: .venv/run.stamp
 	$(BIN)/python benchmarks/run.py
+
+mutants: .venv/test.stamp
+	$(BIN)/mutmut run
+	$(BIN)/mutmut results
 
 lint: .venv/test.stamp
 	$(BIN)/ruff check .

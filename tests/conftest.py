@@ -20,6 +20,14 @@ from common.terminal import ENDING_SIGNALS
 
 settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
 settings.load_profile("repeatable")
+# For make mutants: a test that fails need not look for its smallest example, which takes long.
+settings.register_profile(
+    "mutants",
+    settings.get_profile("repeatable"),
+    phases=[
+        phase for phase in settings.default.phases if phase.name in ("explicit", "generate")
+    ],
+)
 # Batches are small here: two threads would wait for each other longer than they compute.
 torch.set_num_threads(1)
 REAL_IMAGES = os.environ.get("CIFAR10_DIR")

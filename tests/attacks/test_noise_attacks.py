@@ -63,22 +63,27 @@ def test_bisection_raises_c_when_a_smaller_noise_fools(monkeypatch):
     assert 0 < sum(lowered) < len(lowered)
 
 
-@pytest.mark.parametrize("norm", ["l1", "l2"])
-def test_minimise_returns_the_smallest_noise_that_fools_in_its_norm(monkeypatch, norm):
-    """0.5 in one value is smaller in L1 than 0.2 in each of 4 values, and larger in L2."""
+@pytest.mark.parametrize(
+    ("norm", "dense", "smallest"),
+    [("l1", 0.2, "sparse"), ("l2", 0.2, "dense"), ("l2", 0.28, "sparse")],
+)
+def test_minimise_returns_the_smallest_noise_that_fools(monkeypatch, norm, dense, smallest):
+    """Of 0.5 in one value (norm 0.5), and `dense` in 4 (L1 norm 4 dense, L2 norm 2 dense)."""
     x = torch.full((2, 1, 2, 2), 0.5)
-    sparse, dense = torch.zeros(1, 2, 2), torch.full((1, 2, 2), 0.2)
-    sparse[0, 0, 0] = 0.5
-    smaller, larger = (sparse, dense) if norm == "l1" else (dense, sparse)
-    fooled, not_fooled = torch.tensor([0.0, 1.0]), torch.tensor([1.0, 0.0])
-    steps = [  # of the first image; the second never fools
-        (not_fooled, 0 * dense),
-        (fooled, larger),
-        (fooled, smaller),
-        (fooled, 2 * dense),
+    noises = {"sparse": torch.zeros(1, 2, 2), "dense": torch.full((1, 2, 2), dense)}
+    noises["sparse"][0, 0, 0] = 0.5
+    smaller = noises.pop(smallest)
+    [larger] = noises.values()
+    label, target, other = torch.eye(3)  # logits that call an image 0, 1 or 2
+    steps = [  # of the first image; the second is never called 1
+        (label, 0.1 * smaller),
+        (other, 0.2 * smaller),
+        (target, larger),
+        (target, smaller),
+        (target, 1.1 * larger),
     ]
     replies = [
-        (torch.stack([logits, not_fooled]), x + torch.stack([noise, dense]))
+        (torch.stack([logits, other]), x + torch.stack([noise, noise]))
         for logits, noise in steps
     ]
     gradient = Mock(return_value=(None, torch.ones_like(x)))

@@ -75,13 +75,14 @@ def test_without_stop_an_image_is_returned_at_its_highest_loss():
     ("momentum", "second"), [(None, -1), (0.0, -1), (0.5, -1), (2.5, -1), (3.5, 1)]
 )
 def test_momentum_weighs_earlier_gradients(monkeypatch, momentum, second):
-    """The second gradient has the opposite sign in the first channel, and little elsewhere.
+    """The second gradient has the opposite sign in two channels, and is small in the second.
 
     Divided by their L1 norms, the first channels are 1 / 3 and -0.5 / 0.51, of a third of the
-    values each: a momentum of 3 / 1.02 = 2.94 makes them equal.
+    values each: a momentum of 3 / 1.02 = 2.94 makes their sum 0. In the second channel, 0.03
+    does.
     """
     first = torch.ones(1, 3, 32, 32)
-    second_gradient = first * torch.tensor([-0.5, 0.005, 0.005]).view(1, 3, 1, 1)
+    second_gradient = first * torch.tensor([-0.5, -0.005, 0.005]).view(1, 3, 1, 1)
     logits, label = torch.tensor([[1.0, 0.0]]), torch.tensor([0])
     replies = [
         (logits, g, torch.tensor([objective]))
@@ -92,20 +93,21 @@ def test_momentum_weighs_earlier_gradients(monkeypatch, momentum, second):
     options = {"epsilon": 0.4, "steps": 2, "step_size": 0.01}
     options |= {} if momentum is None else {"momentum": momentum}
     moved = pgd(None, 0.5 * first, label, **options)
-    expected = torch.tensor([0.51 + 0.01 * second, 0.52, 0.52]).view(1, 3, 1, 1)
+    expected = torch.tensor([0.51 + 0.01 * second, 0.52 if momentum else 0.5, 0.52])
+    expected = expected.view(1, 3, 1, 1)
     assert torch.allclose(moved, expected.expand_as(moved), atol=1e-6)
 
 
 @pytest.fixture
 def steep(monkeypatch):
-    """Replace the gradient by ones and the start by x; return the images of each evaluation.
+    """Replace the gradient by ones and the start by x; every image is called class 2.
 
-    The network calls every image class 2.
+    Return a list of the images of each evaluation, and whether it computes a gradient.
     """
     seen = []
 
     def objective_gradient(_network, images, _labels, _targets, need_gradient):
-        seen.append(images)
+        seen.append((images, need_gradient))
         logits = torch.tensor([[0.0, 0.0, 1.0]]).expand(len(images), 3)
         gradient = torch.ones_like(images) if need_gradient else None
         return logits, gradient, torch.zeros(len(images))
@@ -122,9 +124,10 @@ def test_steps_cross_the_ball_by_default(steep, norm, options, steps):
     x = torch.full((2, 3, 2, 1), 0.25)
     pgd(None, x, torch.tensor([2, 2]), epsilon=0.5, norm=norm, **options)
     p = torch.inf if norm == "linf" else 2
-    moves = [(images - x).flatten(1).norm(p, dim=1).tolist() for images in steep]
+    moves = [(images - x).flatten(1).norm(p, dim=1).tolist() for images, _ in steep]
     expected = [[0.5 * min(1, 2.5 * step / steps)] * 2 for step in range(steps + 1)]
-    assert torch.tensor(moves).numpy() == pytest.approx(torch.tensor(expected).numpy())
+    torch.testing.assert_close(torch.tensor(moves), torch.tensor(expected))
+    assert [needed for _, needed in steep] == [True] * steps + [False]
 
 
 @pytest.mark.parametrize(
