@@ -106,6 +106,26 @@ def test_noise_starts_from_zeros_by_default(attack):
     assert not torch.equal(default, gaussian)
 
 
+@pytest.mark.parametrize(
+    ("c", "noises"),
+    [
+        # Steps of 0.1, then 0.1 * 2 / 3 with 0.8 times the last one.
+        (0.0, [0, 0.1, 0.1 + 0.08 + 0.2 / 3]),
+        # In L1, c reduces each step by its half.
+        (0.5, [0, 0.05, 0.05 + 0.04 + 0.1 / 3]),
+    ],
+)
+def test_steps_shrink_and_have_momentum(monkeypatch, c, noises):
+    x = torch.full((2, 3, 1, 1), 0.5)
+    gradient = Mock(return_value=(None, -7 * torch.ones_like(x)))
+    monkeypatch.setattr(optimised_noise, "gradient", gradient)
+    # The threshold is divided by the gradient's largest value, 7, as the step is.
+    arguments = None, x, None, torch.zeros_like(x), torch.tensor([7 * c] * 2), "l1", 3
+    steps = optimised_noise._descend(*arguments)
+    moves = [float((images - x).mean()) for _, images in steps]
+    assert moves == pytest.approx(noises, abs=1e-6)
+
+
 def test_a_gaussian_start_has_deviation_a_tenth_and_stays_valid():
     noise = _noise_start(X, "gaussian", generator(3))
     unclamped = 0.1 * torch.randn(X.shape, generator=generator(3))

@@ -156,6 +156,7 @@ def test_random_starts_are_uniform_in_the_ball(norm):
     x = torch.zeros(4000, 3, 1, 1, dtype=torch.float64)
     start = _random_start(x, 0.25, norm, generator())
     assert (start.shape, start.dtype) == (x.shape, x.dtype)
+    assert _random_start(x[:1], 0.25, norm, generator()).shape == x[:1].shape
     noise = start.flatten(1) / 0.25  # in a ball of radius 1
     if norm == "linf":
         shares = (noise + 1) / 2
