@@ -16,14 +16,14 @@ import pytest
 from common.files import ROOT
 
 BASELINE = ROOT / "models/baseline.pt"
-TRAIN = ("train.py", "original", "crt", "--batch-size", 50, "--crt-epochs", 1)
+TRAIN = ("train.py", "original", "crt", "--batch-size", 12, "--crt-epochs", 1)
 SCRIPTS = {
     "inspect_data": ("inspect_data.py",),
     "audit": ("inspect_data.py", "--audit-labels"),
     "evaluate": ("evaluate.py", BASELINE),
     "train": TRAIN,
     "lr_sweep": (
-        "lr_sweep.py", "--batch-size", 50, "--learning-rates", 0.01, 0.1, "--jobs", 1
+        "lr_sweep.py", "--batch-size", 12, "--learning-rates", 0.01, 0.1, "--jobs", 1
     ),
     "adversarial": ("adversarial.py", BASELINE),
 }  # fmt: skip
@@ -32,7 +32,11 @@ SCRIPTS = {
 def start(folder, script, kill_at=None):
     """Start a script in `folder`, where it saves a training's state at each step."""
     folder.mkdir(exist_ok=True)
-    usual = ("--dry-run", "--data", "synthetic", "--threads", 1, "--output-dir", "out")
+    usual = (
+        "--dry-run", "--data", "synthetic", "--train-counts", 12, 6, 6,
+        "--test-counts", 4, 3, 3,
+        "--threads", 1, "--output-dir", "out",
+    )  # fmt: skip
     return killing.start(folder, *script, *usual, kill_at=kill_at, save_seconds=0.0)
 
 
