@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -54,16 +55,18 @@ class Cluster:
 
     def add_worker(self):
         command = [re.sub(r"tcp://.*", self.address, word) for word in self.worker_command]
-        return self.start(*command, "--dashboard-address", "127.0.0.1:0")
+        # One run at a time, so that the next one is under way when the first has ended.
+        return self.start(*command, "--nthreads", "1", "--dashboard-address", "127.0.0.1:0")
 
     def children(self):
-        """Return the processes that train runs."""
-        below = [
-            each
-            for process in self.processes
-            for each in psutil.Process(process.pid).children(recursive=True)
-        ]
-        return [each for each in below if "common.training.cluster" in each.cmdline()]
+        """Return the processes that train runs, the newest last."""
+        found = []
+        for process in self.processes:
+            for child in psutil.Process(process.pid).children(recursive=True):
+                with suppress(psutil.Error):  # it has just ended
+                    if "common.training.cluster" in child.cmdline():
+                        found.append(child)
+        return sorted(found, key=psutil.Process.create_time)
 
     def end(self):
         own = [psutil.Process(process.pid) for process in self.processes]
@@ -135,8 +138,8 @@ def test_a_run_whose_worker_is_killed_ends_with_the_bytes_of_a_run_at_home(
         dask.add_worker()
     ended = []
     for run, result in train("far", 0, 1, 2, cluster=dask.address):
-        if not ended:  # two runs are left, of which one is being trained, or both
-            child = wait_until(dask.children)[0]
+        if not ended:  # two runs are left; the worker that was free has started another
+            child = wait_until(dask.children)[-1]
             worker = child.parent()
             worker.kill()
             assert psutil.wait_procs([child, worker], timeout=30)[1] == []
