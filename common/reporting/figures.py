@@ -9,18 +9,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import LogFormatter
 
 from common.files import atomic_write
 
-# The names of classes and files stand as they are, also with a $, which begins mathematics.
-matplotlib.rcParams["text.parse_math"] = False
 # The palette of Okabe and Ito (2008), which colour-blind readers can distinguish.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
 
@@ -39,7 +37,12 @@ def new_figure(width: float, height: float, title: str, caption: str) -> Figure:
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """Write the figure to `path` as a PNG, atomically, and return `path`."""
+    """Write the figure to `path` as a PNG, atomically, and return `path`.
+
+    Texts stand as they are: a $ in the name of a class or a file begins no mathematics.
+    """
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
     with atomic_write(path) as temporary:
         figure.savefig(temporary)
     return path
