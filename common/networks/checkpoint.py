@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from common.errors import InputError
-from common.files import sha256, short_name
+from common.files import short_name
 from common.networks.build import build
 from common.networks.checkpoint_fields import require, require_fields
 from common.networks.tensor_file import read_tensors, write_tensors
@@ -60,8 +60,7 @@ def save_checkpoint(
     """
     weights = {name: value.cpu() for name, value in network.state_dict().items()}
     content = {"architecture": architecture, "arguments": arguments, "weights": weights} | facts
-    write_tensors(path, content)
-    return sha256(path)
+    return write_tensors(path, content)
 
 
 def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> Checkpoint:

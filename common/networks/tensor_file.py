@@ -39,10 +39,10 @@ AGAIN = "get the file from its source again"
 SAVE_AGAIN = "load it with PyTorch, and save it again with torch.save"
 
 
-def write_tensors(path: Path, content: dict[str, Any]) -> None:
-    """Write tensors and plain values to `path`, atomically.
+def write_tensors(path: Path, content: dict[str, Any]) -> str:
+    """Write tensors and plain values to `path`, atomically; return the SHA-256 of the file.
 
-    Raises OutputError if the file can't be written.
+    The SHA-256 is in hexadecimal. Raises OutputError if the file can't be written.
     """
     # Given a path, torch.save stores the file's name in the file; given a stream, it does not.
     # Of a full disk it makes a RuntimeError, so it writes to memory.
@@ -50,6 +50,7 @@ def write_tensors(path: Path, content: dict[str, Any]) -> None:
     torch.save(content, buffer)
     with atomic_write(path) as temporary:
         temporary.write_bytes(buffer.getbuffer())
+    return hashlib.sha256(buffer.getbuffer()).hexdigest()
 
 
 def read_tensors(path: Path) -> Any:

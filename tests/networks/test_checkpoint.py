@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import pickle
 
@@ -47,7 +48,9 @@ def test_a_loaded_checkpoint_equals_the_saved_one(tmp_path, arguments):
 def test_equal_weights_make_equal_files(tmp_path):
     for name in ("one.pt", "two.pt"):
         network = build("simple-cnn", {"classes": 2})
-        save_checkpoint(tmp_path / name, network, "simple-cnn", {"classes": 2}, **facts())
+        path = tmp_path / name
+        digest = save_checkpoint(path, network, "simple-cnn", {"classes": 2}, **facts())
+        assert digest == hashlib.sha256(path.read_bytes()).hexdigest()
     assert (tmp_path / "one.pt").read_bytes() == (tmp_path / "two.pt").read_bytes()
 
 
