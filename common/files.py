@@ -212,6 +212,14 @@ def sha256(path: Path) -> str | None:
         return None
 
 
+def code_digest() -> str:
+    """Return the SHA-256 of this project's code, in hexadecimal."""
+    digest = hashlib.sha256()
+    for path in sorted((ROOT / "common").rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
 def _digest(record: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(record).encode()).hexdigest()
 

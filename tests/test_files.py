@@ -10,8 +10,16 @@ import sys
 
 import pytest
 
+from common import files
 from common.errors import InputError, OutputError
-from common.files import atomic_write, load_result, require_regular, save_result, write_text
+from common.files import (
+    atomic_write,
+    code_digest,
+    load_result,
+    require_regular,
+    save_result,
+    write_text,
+)
 
 FACTS = {"data": {"source": "none"}, "seed": 1, "device": "cpu", "seconds": 0.5}
 
@@ -128,6 +136,17 @@ def test_no_flipped_byte_of_a_result_changes_a_number(tmp_path):
             flipped[position] ^= mask
             path.write_bytes(flipped)
             assert load_result(path) in (None, wanted), (position, mask)
+
+
+def test_the_digest_of_the_code_changes_with_the_code(tmp_path, monkeypatch):
+    assert code_digest() == code_digest()
+    monkeypatch.setattr(files, "ROOT", tmp_path)
+    digests = []
+    for name, code in (("a.py", "1"), ("b/c.py", "2"), ("b/c.py", "3"), ("b/c.txt", "4")):
+        write_text(tmp_path / "common" / name, code)
+        digests.append(code_digest())
+    assert len(set(digests)) == 3
+    assert digests[2] == digests[3]
 
 
 def test_values_that_json_lacks_are_refused_before_anything_is_written(tmp_path):

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +52,11 @@ class Run:
 def train_run(
     run: Run,
     split: Split,
+    state_files: Sequence[StateFile] = (),
+    *,
     device: str,
     threads: int,
     deterministic: bool,
-    state_files: Sequence[StateFile] = (),
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """Train one run, and return its result and the arguments of `save_checkpoint`.
 
@@ -203,7 +205,9 @@ def _circumstances(run: Run, split: Split, settings: dict[str, Any]) -> dict[str
 def _state_files(
     run: Run, split: Split, folder: Path, settings: dict[str, Any]
 ) -> list[StateFile]:
-    identity = json.dumps([asdict(run.recipe), _circumstances(run, split, settings)])
+    # Other code might read another state, or go on to other weights.
+    circumstances = [_circumstances(run, split, settings), files.code_digest()]
+    identity = json.dumps([asdict(run.recipe), *circumstances])
     return [StateFile(path, identity) for path in _state_paths(run, folder)]
 
 
@@ -230,16 +234,14 @@ def _train_missing(
     if cluster is not None:
         yield from train_on_cluster(cluster, runs, split, settings)
         return
-    calls = [
-        (run, split, *settings.values(), _state_files(run, split, folder, settings))
-        for run in runs
-    ]
+    train = partial(train_run, **settings)
+    calls = [(run, split, _state_files(run, split, folder, settings)) for run in runs]
     if jobs == 1:  # in this process, where the bar of `fit` is visible
         for run, call in zip(runs, calls, strict=True):
-            yield run, train_run(*call)
+            yield run, train(*call)
         return
     with tqdm(total=len(runs), desc="Runs", disable=None) as bar:
-        for i, trained in call_in_processes(train_run, calls, jobs):
+        for i, trained in call_in_processes(train, calls, jobs):
             bar.update()
             yield runs[i], trained
 

@@ -79,7 +79,9 @@ def test_a_number_at_its_limits_trains_or_diverges(name):
     for value, others in itertools.product((low, high), EFFECTIVE[name]):
         given = (value, high, low) if name == "sampler_weights" else value
         recipe = Recipe(**{"epochs": 2, **others, name: given})
-        result, checkpoint = train_run(Run("x", recipe, 0), SPLIT, "cpu", 1, False)
+        result, checkpoint = train_run(
+            Run("x", recipe, 0), SPLIT, device="cpu", threads=1, deterministic=False
+        )
         if not result["diverged"]:
             weights = checkpoint["network"].state_dict().values()
             assert all(weight.isfinite().all() for weight in weights), recipe

@@ -204,8 +204,8 @@ def test_the_state_of_a_run_is_gone_when_the_run_is_saved(train, tmp_path, monke
 
 
 @pytest.mark.parametrize("changes", [{}, {"post_hoc": "crt"}])
-@pytest.mark.parametrize("fresh", [False, True])
-def test_an_interrupted_run_goes_on(train, tmp_path, monkeypatch, changes, fresh):
+@pytest.mark.parametrize("again", ["", "fresh", "other code"])
+def test_an_interrupted_run_goes_on(train, tmp_path, monkeypatch, changes, again):
     monkeypatch.setattr(progress, "SAVE_SECONDS", 0.0)
     epochs = {"epochs": 2, "crt_epochs": 2}
     train(run("whole", **epochs, **changes))
@@ -221,8 +221,10 @@ def test_an_interrupted_run_goes_on(train, tmp_path, monkeypatch, changes, fresh
     monkeypatch.setattr(fit_module.losses, "batch_loss", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train(run("killed", **epochs, **changes))
-    train(run("killed", **epochs, **changes), fresh=fresh)
-    assert len(steps) == total - 1 + (total if fresh else 2)
+    if again == "other code":
+        monkeypatch.setattr(runs_module.files, "code_digest", lambda: "other")
+    train(run("killed", **epochs, **changes), fresh=again == "fresh")
+    assert len(steps) == total - 1 + (total if again else 2)
     files = [tmp_path / f"models/{name}.pt" for name in ("whole", "killed")]
     assert files[0].read_bytes() == files[1].read_bytes()
 
