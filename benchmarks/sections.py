@@ -19,7 +19,6 @@ from statistics import median
 from typing import Any
 
 import torch
-from joblib.externals.loky import get_reusable_executor
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import reference
@@ -301,7 +300,6 @@ def _loop(part: LabelledImages, recipe: Recipe, workers: int = 0) -> None:
 
 def _train_all(s: Setting, recipes: Sequence[Recipe], jobs: int) -> None:
     """Train as train.py does, from the start of its processes to the last checkpoint."""
-    get_reusable_executor().shutdown()  # otherwise joblib reuses the last processes
     runs = [Run(f"run{i}", recipe, 0) for i, recipe in enumerate(recipes)]
     jobs = min(jobs, len(runs))
     with tempfile.TemporaryDirectory() as folder:
