@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import re
 import runpy
 import signal
 import sys
@@ -18,7 +17,7 @@ processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload(
     [
         "torch", "matplotlib.pyplot", "sklearn.metrics", "sklearn.model_selection",
-        "scipy.optimize", "joblib", "torchvision.datasets", "PIL.Image", "jinja2",
+        "scipy.optimize", "torchvision.datasets", "PIL.Image", "jinja2",
         "common.training.runs", "common.inspection.label_audit", "common.attacks.robustness",
     ]
 )  # fmt: skip
@@ -91,10 +90,8 @@ def run_script(folder: Path, name, arguments, kill_at, save_seconds) -> None:
         reading = event == "open" and not args[2] & (os.O_WRONLY | os.O_RDWR)
         if reading or not path.startswith(f"{folder}{os.sep}"):
             return
-        # joblib's temporary names have a random part too.
-        own = rf"(\.[0-9a-f]{{32}})?-{os.getpid()}(-\d+)?"
-        name = re.sub(own, "-PID", os.path.relpath(path, folder))
-        if event == "os.remove" and "-PID" in name:  # its own temporary file, renamed before
+        name = os.path.relpath(path, folder).replace(f"-{os.getpid()}-", "-PID-")
+        if event == "os.remove" and "-PID-" in name:  # its own temporary file, renamed before
             return
         point = event, name
         if (*point, seen.count(point)) == kill_at:

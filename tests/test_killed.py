@@ -93,6 +93,22 @@ def test_kills_at_each_write_rename_and_removal(tmp_path, script):
     check_end(folder, start(folder, script), undisturbed)
 
 
+@pytest.mark.parametrize("script", SCRIPTS.values(), ids=SCRIPTS)
+def test_a_data_folder_that_cant_be_written_is_no_hindrance(tmp_path, script):
+    folders = tmp_path / "usual", tmp_path / "without"
+    for folder in folders:
+        folder.mkdir()
+    (folders[1] / "data").touch()  # not even root can write in a file
+    for folder in folders:
+        process = start(folder, script)
+        process.join()
+        assert process.exitcode == 0, killing.log(folder)
+    line = f"{folders[1] / 'data'}: can't be written (File exists); going on without a cache\n"
+    assert killing.log(folders[1]).count(line) == 1
+    assert "can't be written" not in killing.log(folders[0])
+    assert finished_files(folders[1]) == finished_files(folders[0])
+
+
 def test_kills_at_random_moments(tmp_path):
     whole, folder = tmp_path / "whole", tmp_path / "killed"
     process = start(whole, TRAIN)

@@ -48,7 +48,7 @@ class Cluster:
             stderr=subprocess.PIPE,
             text=True,
             cwd=self.folder,
-            env=environment | {"OMP_NUM_THREADS": "1"},
+            env=environment,
         )
         self.processes.append(process)
         return process
