@@ -11,7 +11,7 @@ figures/adversarial_NAME.json. Epsilons are in 1/255; those of L2 norms in pixel
 import time
 from pathlib import Path
 
-from common import options, values
+from common import options
 from common.files import ROOT
 
 SETTINGS = (
@@ -117,13 +117,13 @@ def main(args):
 
 if __name__ == "__main__":
     parser = options.make_parser(__doc__)
-    add, epsilon = parser.add_argument, values.number(float, least=0, most=255)
+    add, epsilon = parser.add_argument, options.number(float, least=0, most=255)
     # fmt: off
-    add("checkpoints", nargs="*", type=values.path, metavar="CHECKPOINT",
+    add("checkpoints", nargs="*", type=options.path, metavar="CHECKPOINT",
         help="checkpoint (default: models/best.pt, else models/baseline.pt)")
     add("--epsilons", nargs="+", type=epsilon, metavar="E", default=[0, 1, 2, 4, 8, 16, 32],
         help="epsilons of the L-infinity attacks, in 1/255 (default: 0 1 2 4 8 16 32)")
-    add("--l2-epsilons", nargs="+", type=values.number(float, least=0, most=1000), metavar="E",
+    add("--l2-epsilons", nargs="+", type=options.number(float, least=0, most=1000), metavar="E",
         default=[0.125, 0.25, 0.5, 1],
         help="epsilons of PGD in L2, in pixel values (default: 0.125 0.25 0.5 1)")
     for name, value, help_text in (
@@ -132,18 +132,18 @@ if __name__ == "__main__":
         ("--noise-steps", 50, "steps of each of six bisections; with --c twice as many"),
         ("--universal-steps", 60, "steps that learn the universal noise, of 100 images each"),
     ):
-        add(name, type=values.POSITIVE, metavar="N", default=value,
+        add(name, type=options.POSITIVE, metavar="N", default=value,
             help=f"{help_text} (default: %(default)s)")
     add("--images", metavar="N", default=30,
-        type=lambda text: text if text == "all" else values.POSITIVE(text),
+        type=lambda text: text if text == "all" else options.POSITIVE(text),
         help="number of images with optimised noise, or all (default: %(default)s)")
     add("--norm", choices=("l1", "l2"), default="l1",
         help="norm of the optimised noise (default: %(default)s)")
-    add("--c", type=values.RATE, metavar="C",
+    add("--c", type=options.RATE, metavar="C",
         help="weight of that norm in the loss (default: by bisection for each image)")
-    add("--target", type=values.text, metavar="CLASS",
+    add("--target", type=options.text, metavar="CLASS",
         help="target of all optimised noise (default: each image's next class)")
-    add("--pairs", nargs="+", type=values.text, metavar="TRUE:TARGET",
+    add("--pairs", nargs="+", type=options.text, metavar="TRUE:TARGET",
         help="pairs in the figure of optimised noise (default: the first class to each other)")
     add("--epsilon", type=epsilon, metavar="E", default=16,
         help="bound of the universal noise, in 1/255 (default: %(default)s)")

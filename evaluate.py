@@ -9,7 +9,7 @@ and, with every printed number, figures/evaluate_NAME.json.
 
 import time
 
-from common import options, values
+from common import options
 from common.files import ROOT
 
 
@@ -68,7 +68,7 @@ if __name__ == "__main__":
     parser.add_argument(
         "checkpoints",
         nargs="*",
-        type=values.path,
+        type=options.path,
         metavar="CHECKPOINT",
         default=[ROOT / "models" / "baseline.pt"],
         help="checkpoint of train.py or of the course (default: models/baseline.pt)",

@@ -13,7 +13,7 @@ import time
 from dataclasses import asdict, replace
 from itertools import pairwise
 
-from common import options, values
+from common import options
 from common.errors import DivergedError, InputError
 from common.training.recipes import RECIPES, variant_name
 
@@ -138,7 +138,7 @@ if __name__ == "__main__":
     # fmt: off
     add("recipe", nargs="?", default="original", metavar="RECIPE",
         help="a name from train.py --list (default: %(default)s)")
-    add("--learning-rates", nargs="+", type=values.RATE, default=RATES, metavar="RATE",
+    add("--learning-rates", nargs="+", type=options.RATE, default=RATES, metavar="RATE",
         help=f"the rates (default: {' '.join(f'{rate:g}' for rate in RATES)})")
     add("--range-test", action="store_true",
         help=f"instead, one pass at rates that grow from {RANGE[0]:g} to {RANGE[1]:g} (default:"

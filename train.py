@@ -12,7 +12,7 @@ import argparse
 from dataclasses import asdict
 from textwrap import fill
 
-from common import options, values
+from common import options
 from common.errors import InputError
 from common.training.recipes import REPORT_A, variant_name
 
@@ -20,9 +20,9 @@ from common.training.recipes import REPORT_A, variant_name
 def main(args):
     recipes = options.chosen_recipes(args.recipes, args)
     seeds = range(args.seed, args.seed + args.seeds)
-    if seeds[-1] > values.MOST_SEED:
+    if seeds[-1] > options.MOST_SEED:
         raise InputError(
-            f"--seed {args.seed}: {args.seeds} seeds go beyond {values.MOST_SEED}; start lower"
+            f"--seed {args.seed}: {args.seeds} seeds go beyond {options.MOST_SEED}; start lower"
         )
     if not args.dry_run:  # a dry run has a folder of its own
         recipes = {variant_name(name, recipe): recipe for name, recipe in recipes.items()}
@@ -128,7 +128,7 @@ if __name__ == "__main__":
     )
     parser.add_argument(
         "--seeds",
-        type=values.number(int, least=1, most=1000),
+        type=options.number(int, least=1, most=1000),
         default=1,
         metavar="N",
         help="runs of each recipe, with seeds from --seed on (default: %(default)s)",

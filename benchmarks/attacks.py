@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from common import options, values
+from common import options
 from common.files import ROOT
 
 EPSILONS = [e / 255 for e in (0, 1, 2, 4, 8, 16, 32)]
@@ -171,10 +171,10 @@ if __name__ == "__main__":
         default=[ROOT / "models" / "best.pt"], help="(default: models/best.pt)")
     add("--only", nargs="+", choices=("fgsm", "pgd", "noise"), default=["fgsm", "pgd", "noise"],
         help="which comparisons (default: all)")
-    add("--steps", type=values.POSITIVE, default=20, metavar="N",
+    add("--steps", type=options.POSITIVE, default=20, metavar="N",
         help="of PGD (default: %(default)s)")
-    add("--images", type=values.POSITIVE, default=200, metavar="N",
+    add("--images", type=options.POSITIVE, default=200, metavar="N",
         help="to optimise noise for (default: %(default)s)")
-    add("--noise-steps", type=values.POSITIVE, default=300, metavar="N",
+    add("--noise-steps", type=options.POSITIVE, default=300, metavar="N",
         help="of each of six bisections (default: %(default)s)")
     options.run(main, parser)

@@ -1,7 +1,6 @@
 """The pipeline, in rooms. Imports go only down this list; `make lint` checks it.
 
 options.py     the command line; only scripts import it
-values.py      the values of options: numbers within limits, texts, paths
 reporting/     numbers as text tables, figures and pages
 inspection/    what is in the data, and what is wrong with it
 training/      from a recipe to a trained network

@@ -6,13 +6,13 @@ The module imports nothing heavy, so that `--help` answers at once.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from common import values
 from common.dataset import DEFAULT_CLASSES
 from common.errors import InputError
 from common.files import ROOT, output_folders
@@ -48,42 +48,115 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{line}\n")
 
 
+def number(
+    kind: type,
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+    below: float | None = None,
+) -> Callable[[str], Any]:
+    """Return an argparse type: a finite number of the kind int or float, within the limits."""
+    limits = {"of at least": least, "above": above, "at most": most, "below": below}
+    words = " and ".join(f"{word} {n:.10g}" for word, n in limits.items() if n is not None)
+
+    def parse(text: str) -> Any:
+        try:
+            value = kind(text)
+            finite = math.isfinite(value)
+        except (ValueError, OverflowError):  # no number, or a whole number beyond any float
+            finite = False
+        if not (
+            finite
+            and (least is None or value >= least)
+            and (above is None or value > above)
+            and (most is None or value <= most)
+            and (below is None or value < below)
+        ):
+            noun = "a whole number" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"{text!r} is not {noun} {words}")
+        return value
+
+    return parse
+
+
+MOST_SEED = 2**32 - 1  # of NumPy's older generators, which scikit-learn uses
+SEED = number(int, least=0, most=MOST_SEED)
+POSITIVE = number(int, least=1, most=10**6)
+PROCESSES = number(int, least=1, most=1024)  # a machine starts no more, and no more threads
+# A float32 ends at 3.4e38, and a step multiplies the rate with other numbers.
+RATE = number(float, above=0, most=1e30)
+SHARE = number(float, least=0, below=1)
+
+
+def image_count(text: str) -> int | str:
+    """Parse a number of images per class, or "full": all images of the source."""
+    return text if text == "full" else POSITIVE(text)
+
+
+def text(given: str) -> str:
+    """Parse a text that is not empty: an empty one comes from a variable without a value."""
+    if not given:
+        raise argparse.ArgumentTypeError(
+            "the value is empty; give one, or leave the option out"
+        )
+    return given
+
+
+def path(given: str) -> Path:
+    """Parse a path, in which a first ~ or ~USER stands for a home folder."""
+    try:
+        return Path(text(given)).expanduser()
+    except RuntimeError:
+        raise argparse.ArgumentTypeError(
+            f"{given!r}: there is no such user; write ./{given} for a file of that name"
+        ) from None
+
+
+def class_share(text: str) -> tuple[str, float]:
+    """Parse "cat:0.2" as ("cat", 0.2)."""
+    name, colon, value = text.rpartition(":")
+    if not colon:
+        raise argparse.ArgumentTypeError(f"{text!r} is not CLASS:SHARE, such as cat:0.2")
+    return name, SHARE(value)
+
+
 def make_parser(description: str) -> Parser:
     """Return a parser with the options that all scripts share."""
     parser = Parser(description)
     add = parser.add_argument_group("images").add_argument
     # fmt: off
-    add("--data", type=values.text, metavar="SOURCE", help=SOURCES)
-    add("--classes", nargs="+", type=values.text, metavar="NAME", default=list(DEFAULT_CLASSES),
+    add("--data", type=text, metavar="SOURCE", help=SOURCES)
+    add("--classes", nargs="+", type=text, metavar="NAME", default=list(DEFAULT_CLASSES),
         help="classes of the source, in label order (default: automobile truck cat)")
     for part, counts in (("train", "4949 466 210"), ("test", "551 51 23")):
-        add(f"--{part}-counts", nargs="+", type=values.image_count, metavar="N",
+        add(f"--{part}-counts", nargs="+", type=image_count, metavar="N",
             help=f"{part} images per class, in label order, or full: all of them (default:"
             f" {counts}; full for the course's pickles)")
-    add("--validation", type=values.SHARE, default=0.0, metavar="SHARE",
+    add("--validation", type=SHARE, default=0.0, metavar="SHARE",
         help="stratified share of the train images to hold out (default: %(default)s)")
-    add("--split-seed", type=values.SEED, default=0, metavar="N",
+    add("--split-seed", type=SEED, default=0, metavar="N",
         help="seed of the draw of images (default: %(default)s)")
-    add("--label-noise", nargs="+", type=values.class_share, default=(), metavar="CLASS:SHARE",
+    add("--label-noise", nargs="+", type=class_share, default=(), metavar="CLASS:SHARE",
         help="plant wrong labels: this share of the class's train images gets another label,"
         " such as cat:0.2 (default: none)")
-    add("--label-noise-seed", type=values.SEED, default=0, metavar="N",
+    add("--label-noise-seed", type=SEED, default=0, metavar="N",
         help="seed of the wrong labels (default: %(default)s)")
-    add("--label-fixes", type=values.path, metavar="FILE",
+    add("--label-fixes", type=path, metavar="FILE",
         help="relabel or drop the train images that FILE accepts: label_suspects.csv of"
         " inspect_data.py --audit-labels, with yes or drop in its column accept (default:"
         " none)")
-    add("--accept-above", type=values.number(float, least=0, most=1), metavar="P",
+    add("--accept-above", type=number(float, least=0, most=1), metavar="P",
         help="accept also the suspects of --label-fixes that have no decision and at least"
         " this confidence, such as 0.9 (default: none)")
     add = parser.add_argument_group("run").add_argument
-    add("--seed", type=values.SEED, default=0, metavar="N",
+    add("--seed", type=SEED, default=0, metavar="N",
         help="seed of weights, order, dropout and augmentation (default: %(default)s)")
     add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto",
         help="auto: CUDA if there is one, else the CPU (default: %(default)s)")
-    add("--threads", type=values.PROCESSES, metavar="N",
+    add("--threads", type=PROCESSES, metavar="N",
         help="CPU threads (default: PyTorch's own number)")
-    add("--output-dir", type=values.path, metavar="DIR",
+    add("--output-dir", type=path, metavar="DIR",
         help="checkpoints go to DIR/models, figures to DIR/figures (default: the project's"
         " folder, or its dry-run/ in a dry run)")
     add("--dry-run", action="store_true",
@@ -100,9 +173,9 @@ def add_training(parser: argparse.ArgumentParser) -> None:
     add("--drop-leaks", action="store_true",
         help="leave out train images that are duplicates, exact or near, of a test image"
         " (default: off)")
-    add("--jobs", type=values.PROCESSES, metavar="N",
+    add("--jobs", type=PROCESSES, metavar="N",
         help="parallel runs, which share the CPU threads (default: one per core; 1 on CUDA)")
-    add("--cluster", type=values.text, metavar="tcp://HOST:PORT",
+    add("--cluster", type=text, metavar="tcp://HOST:PORT",
         help="send the runs to this dask scheduler (needs pip install distributed; default:"
         " none)")
     add("--fresh", action="store_true",
@@ -132,7 +205,7 @@ def add_recipe(parser: argparse.ArgumentParser, without: str | None = None) -> N
         elif choices:
             given["choices"] = choices
         else:
-            given |= {"type": values.number(int if "int" in each.type else float, **limits)}
+            given |= {"type": number(int if "int" in each.type else float, **limits)}
             given["metavar"] = "N"
         group.add_argument(f"--{option_name(name)}", **given)
 

@@ -18,7 +18,7 @@ from conftest import is_one_line
 from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
-from common import options, values
+from common import options
 from common.errors import InputError
 from common.files import ROOT
 from common.training.recipe import FIELDS, Recipe, command_line, option_name
@@ -75,7 +75,7 @@ def test_a_dry_run_is_short():
 @pytest.mark.parametrize("text", ["-1", "1", "nan", "inf", "x", ""])
 def test_a_number_outside_its_limits_is_refused(text):
     with pytest.raises(argparse.ArgumentTypeError, match="of at least 0 and below 1"):
-        values.SHARE(text)
+        options.SHARE(text)
 
 
 def test_options_have_no_abbreviations(capsys):
@@ -87,7 +87,7 @@ def test_options_have_no_abbreviations(capsys):
 @pytest.mark.parametrize("text", ["0", "1.5", "1000001", "9" * 400, "9" * 5000])
 def test_a_whole_number_outside_its_limits_is_refused(text):
     with pytest.raises(argparse.ArgumentTypeError, match="a whole number of at least 1"):
-        values.POSITIVE(text)
+        options.POSITIVE(text)
 
 
 SPECIAL = st.sampled_from([math.inf, -math.inf, math.nan, 1e300, 10**400])
@@ -107,7 +107,7 @@ def test_a_number_is_accepted_exactly_within_its_limits(kind, value, limits):
     low = value >= limits.get("least", -math.inf) and value > limits.get("above", -math.inf)
     high = value <= limits.get("most", math.inf) and value < limits.get("below", math.inf)
     finite = -sys.float_info.max <= value <= sys.float_info.max
-    parse = values.number(kind, **limits)
+    parse = options.number(kind, **limits)
     if number and finite and low and high:
         assert (parse(text), type(parse(text))) == (kind(value), kind)
     else:
@@ -223,7 +223,7 @@ def test_an_empty_value_is_no_value(parsers, name):
 
 def test_a_path_knows_home_folders(monkeypatch):
     monkeypatch.setenv("HOME", "/here")
-    assert values.path("~/a") == Path("/here/a")
-    assert values.path("a~/~b") == Path("a~/~b")
+    assert options.path("~/a") == Path("/here/a")
+    assert options.path("a~/~b") == Path("a~/~b")
     with pytest.raises(argparse.ArgumentTypeError, match=r"no such user; write ./~nouser/x"):
-        values.path("~nouser/x")
+        options.path("~nouser/x")

@@ -12,7 +12,7 @@ from common.networks import ARCHITECTURES
 def option(default: Any, help_text: str, *choices: str, **limits: Any) -> Any:
     """Return a Recipe field with what the command line needs to know of it.
 
-    limits: `least`, `above`, `most` or `below` for a number, as `values.number` takes them.
+    limits: `least`, `above`, `most` or `below` for a number, as `options.number` takes them.
     """
     return field(default=default, metadata={"help": help_text, "choices": choices, **limits})
 
