@@ -24,6 +24,12 @@ def main(args):
         raise InputError(
             f"--seed {args.seed}: {args.seeds} seeds go beyond {options.MOST_SEED}; start lower"
         )
+    if args.reference is not None:
+        if args.reference not in recipes:
+            raise InputError(
+                f"--reference {args.reference}: not one of the recipes, {', '.join(recipes)}"
+            )
+        recipes = {args.reference: recipes[args.reference]} | recipes  # it comes first
     if not args.dry_run:  # a dry run has a folder of its own
         recipes = {variant_name(name, recipe): recipe for name, recipe in recipes.items()}
     if args.validation == 0 and any(recipe.patience for recipe in recipes.values()):
@@ -58,13 +64,15 @@ def main(args):
             checkpoint = root / "models" / f"{run.file}.pt"
             options.print_saved(checkpoint, checkpoint.with_suffix(".json"), *figures)
     if len(recipes) > 1 or args.seeds > 1:
-        compare(args, recipes, {run: result_by_run[run] for run in runs}, split, str(device))
+        compare_recipes(
+            args, recipes, {run: result_by_run[run] for run in runs}, split, str(device)
+        )
 
 
-def compare(args, recipes, result_by_run, split, device):
+def compare_recipes(args, recipes, result_by_run, split, device):
     """Print and save the comparison of several recipes or seeds."""
     from common.files import save_result, write_text
-    from common.metrics import comparison
+    from common.metrics.comparison import compare
     from common.reporting import training_tables as tables
     from common.reporting.training_figures import recipes_compared
 
@@ -72,32 +80,28 @@ def compare(args, recipes, result_by_run, split, device):
     for run, result in result_by_run.items():
         name = f"{run.name} !" if run.recipe.train_on_test else run.name
         by_recipe.setdefault(name, []).append(result)
-    compared = comparison.compare(by_recipe)
+    comparison = compare(by_recipe, split.test.labels.numpy())
     print(f"\n== {len(split.test.labels)} test images, {args.seeds} seed(s) ==\n")
     diverged = {run.file: r["diverged"] for run, r in result_by_run.items() if r["diverged"]}
     for file, message in diverged.items():
         print(fill(f"{file}: diverged, {message}", 80))
-    if not compared:
+    if comparison is None:
         return
-    print(f"{tables.compared_as_text(compared)}\n{tables.legend(compared, args.seeds)}")
+    print(f"{tables.compared_as_text(comparison)}\n\n{tables.legend_text(comparison)}")
     if any(recipe.train_on_test for recipe in recipes.values()):
         print("!: trained on the test images too, so its scores are not held out.")
     path = options.output_dir(args) / "figures" / "train_comparison"
     saved = [
-        recipes_compared(path.with_suffix(".png"), compared, "G-mean", args.seeds, split),
-        write_text(path.with_suffix(".md"), tables.compared_as_markdown(compared)),
+        recipes_compared(path.with_suffix(".png"), comparison, tables.RANKED_BY, split),
+        write_text(path.with_suffix(".md"), tables.compared_as_markdown(comparison)),
         save_result(
             path.with_suffix(".json"),
             data=split.record(),
             seed=args.seed,
             device=device,
             seconds=sum(result["seconds"] for result in result_by_run.values()),
-            seeds=list(range(args.seed, args.seed + args.seeds)),
             recipes={name: asdict(recipe) for name, recipe in recipes.items()},
-            compared={
-                name: {metric: asdict(summary) for metric, summary in row.items()}
-                for name, row in compared.items()
-            },
+            comparison=asdict(comparison),
             diverged=diverged,
         ),
     ]
@@ -132,6 +136,12 @@ if __name__ == "__main__":
         default=1,
         metavar="N",
         help="runs of each recipe, with seeds from --seed on (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--reference",
+        type=options.text,
+        metavar="RECIPE",
+        help="the recipe that the others are compared with (default: the first)",
     )
     options.add_training(parser)
     options.add_recipe(parser)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import runpy
 import signal
 import subprocess
@@ -125,6 +126,20 @@ def check_seed(draw: Callable[[int], torch.Tensor]) -> None:
         assert torch.equal(torch.from_numpy(np.random.get_state()[1]), states[1])
     assert torch.equal(results[0], results[1])
     assert not torch.equal(results[0], results[2])
+
+
+def numbers_of(text: str) -> set[str]:
+    """Return all numbers that a text prints with three decimals."""
+    return set(re.findall(r"(?<![\d.])\d+\.\d{3}(?!\d)", text))
+
+
+def saved_numbers(value: object) -> set[str]:
+    """Return all numbers of a result file, as they would be printed."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        return set().union(*map(saved_numbers, value))
+    return {f"{value:.3f}"} if isinstance(value, int | float) else set()
 
 
 def is_one_line(text: str, *words: object) -> bool:

@@ -149,9 +149,9 @@ def test_a_checkpoint_with_a_hostile_name_is_evaluated(in_process, tmp_path):
     assert done.returncode == 0, done.stderr
     assert is_one_line(done.stderr, "GOING ON WITH SYNTHETIC")
     assert "\x1b" not in done.stdout
-    assert done.stdout.count("saved o\\x1b[31m\\n\\xff/figures/evaluate_$") == 2
+    assert done.stdout.count("saved o\\x1b[31m\\n\\xff/figures/evaluate_$") == 6
     written = list((out / "figures").iterdir())
-    assert len(written) == 2
+    assert len(written) == 6
     assert all(path.name.isprintable() for path in written)
 
 

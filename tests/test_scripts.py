@@ -13,7 +13,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import REAL_IMAGES, is_one_line
+from conftest import REAL_IMAGES, is_one_line, numbers_of, saved_numbers
 from PIL import Image
 
 from common.files import ROOT
@@ -28,7 +28,10 @@ FIGURES = {
         f"inspect_data_{name}.png"
         for name in ("counts", "shares", "samples", "order", "statistics", "outliers")
     ],
-    "evaluate.py": ["evaluate_baseline_confusion.png"],
+    "evaluate.py": [
+        f"evaluate_baseline_{name}.png"
+        for name in ("confusion", "calibration", "precision_recall", "errors")
+    ],
     "train.py": [f"train_original_{name}.png" for name in ("loss", "counts", "confusion")],
     "lr_sweep.py": [f"lr_sweep_original_{name}.png" for name in ("loss", "each", "validation")],
     "adversarial.py": [
@@ -182,11 +185,27 @@ def test_recipes_are_compared_in_one_table(in_process, tmp_path):
         read(tmp_path / f"models/{name}.json")["report"]["accuracy"]
         for name in ("original", "original-seed1")
     ]
-    mean = saved["compared"]["original"]["accuracy"]["mean"]
+    comparison = saved["comparison"]
+    assert (comparison["reference"], comparison["seeds"]) == ("original", 2)
+    assert list(comparison["summaries"]) == ["original", "final-all-data !"]
+    assert comparison["tests"] == 2 * 7  # of one recipe: two kinds, seven metrics
+    mean = comparison["summaries"]["original"]["accuracy"]["mean"]
     assert mean == pytest.approx(sum(accuracies) / 2)
     assert set(saved["diverged"]) == {"wild", "wild-seed1"}
     assert "| `original` " in (tmp_path / "figures/train_comparison.md").read_text()
     assert again.stdout.count("(trained before, by: train.py original") == 6
+
+
+def test_recipes_are_compared_with_the_reference(in_process, tmp_path):
+    arguments = ("train.py", "original", "sampler", "--reference", "sampler", *DRY_RUN)
+    done = in_process(*arguments, "--output-dir", tmp_path)
+    table = done.stdout.split("== 32 test images, 1 seed(s) ==")[1]
+    rows = re.findall(r"^(original|sampler) ", table, re.MULTILINE)
+    assert rows[:2] == ["sampler", "original"]
+    assert "†: differs from sampler by more than" in table
+    comparison = read(tmp_path / "figures/train_comparison.json")["comparison"]
+    assert list(comparison["summaries"]) == ["sampler", "original"]
+    assert comparison["reference"] == "sampler"
 
 
 def test_early_stopping_holds_out_a_tenth_by_itself(in_process, tmp_path):
@@ -195,14 +214,6 @@ def test_early_stopping_holds_out_a_tenth_by_itself(in_process, tmp_path):
         in_process("train.py", "original", *common, *options)
         saved = read(tmp_path / "models/original.json")
         assert [n for n in saved["data"]["validation_counts"] if n] == held_out
-
-
-def test_several_checkpoints_give_one_table(in_process, two_checkpoints, tmp_path):
-    done = in_process("evaluate.py", "one.pt", "two.pt", "--dry-run", "--output-dir", tmp_path)
-    assert done.returncode == 0, done.stderr
-    table = done.stdout.split("== All on the 32 test images")[1]
-    assert table.count("one  ") == table.count("two  ") == 2
-    assert "recall of truck" in table
 
 
 def test_a_network_of_other_train_images_is_named(in_process, tmp_path):
@@ -224,20 +235,6 @@ def test_a_network_that_saw_the_test_images_is_named(in_process, tmp_path):
     assert "TRAINED ON THE TEST IMAGES" in done.stdout
     result = read(tmp_path / "figures/evaluate_all.json")
     assert result["checkpoint"]["trained_on_test"] is True
-
-
-def numbers_of(text):
-    """Return all numbers that a text prints with three decimals."""
-    return set(re.findall(r"(?<![\d.])\d+\.\d{3}(?!\d)", text))
-
-
-def saved_numbers(value):
-    """Return all numbers of a result file, as they would be printed."""
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, list):
-        return set().union(*map(saved_numbers, value))
-    return {f"{value:.3f}"} if isinstance(value, int | float) else set()
 
 
 def test_attacked_networks_are_compared(in_process, two_checkpoints, tmp_path):
@@ -317,6 +314,8 @@ def test_a_network_that_is_never_right_is_named(in_process, monkeypatch):
         (["train.py", "--threads", "999999999999"], ["--threads", "at most 1024"]),
         (["train.py", "--seed", 2**64], ["--seed", "at most 4294967295"]),
         (["train.py", "--seed", 2**32 - 1, "--seeds", 5], ["--seed 4294967295: 5 seeds"]),
+        (["train.py", "original", "sampler", "--reference", "smote"],
+         ["--reference smote", "not one of the recipes, original, sampler"]),
         (["train.py", "--data", ""], ["--data", "the value is empty"]),
         (["train.py", "--label-fixes", "~nouser/x"], ["--label-fixes", "no such user"]),
         (["train.py", "--loss", "logit-adjusted", "--post-hoc", "logit-adjustment"],

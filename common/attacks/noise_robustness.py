@@ -15,7 +15,7 @@ from common.attacks.optimised_noise import minimise, optimise
 from common.attacks.robustness import next_class, noise_norms
 from common.attacks.universal_noise import universal
 from common.dataset.split import LabelledImages
-from common.metrics.intervals import wilson
+from common.metrics.intervals import proportion_interval
 from common.metrics.report import report
 from common.networks.prediction import to_pixel_space
 
@@ -54,7 +54,7 @@ def measure_optimised_noise(
         row = {
             "fooled": int(fooled.sum()),
             "images": len(x),
-            "interval": wilson(int(fooled.sum()), len(x)),
+            "interval": proportion_interval(int(fooled.sum()), len(x)),
             "medians": medians,
             "c": value,
             "evaluations": evaluations,

@@ -1,92 +1,216 @@
-"""Recipes compared over seeds: means, deviations, intervals and significant differences."""
+"""Recipes compared: means over seeds, their intervals, and significant differences."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from scipy import stats
 
-from common.metrics.intervals import t_interval
+from common.metrics.intervals import DRAWS, draw_rows, interval, random_levels, scores
+from common.metrics.paired import best_probabilities, paired_scores, swap_test
 
 SIGNIFICANT = 0.05  # p below which a difference is significant
 ROUNDING = 1e-12  # differences of metrics that are closer than this are equal
+TITLES = {  # of the compared metrics, beside the recalls
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "g_mean": "G-mean",
+    "macro_f1": "macro F1",
+}
 
 
 @dataclass(frozen=True)
 class Summary:
     """One metric of one recipe.
 
-    mean, deviation: over seeds. interval: the 95% interval of the mean over seeds (Student's
-    t); with one seed, the interval that the test images give. difference: the mean difference
-    from the reference recipe, paired over seeds. p: of the paired t-test that the difference is
-    0, with Holm's correction. With one seed, deviation and p are None; p is also None where the
-    differences have no spread, and for the reference recipe.
+    mean, deviation: over seeds. interval: the 95% interval of the mean; it covers the draw of
+    the test images (`mean_draws`) and, with several seeds, the training's randomness (Student's
+    t). best: the probability that no other recipe's metric is higher (`paired_scores`, and the
+    same randomness of training). difference: the mean difference from the reference recipe;
+    difference_interval: its 95% interval, from draws for both on the same test images.
+    p_training: of the paired t-test over seeds, that the training's randomness alone makes the
+    difference on these test images. p_images: of `swap_test`, that the chance in the test
+    images alone makes it for these trained networks. Both have Holm's correction over all
+    p-values of the table. None: the reference recipe, a single seed (deviation, p_training),
+    or differences without spread (p_training).
     """
 
     mean: float
     deviation: float | None
     interval: tuple[float, float]
+    best: float
     difference: float
-    p: float | None
+    difference_interval: tuple[float, float] | None
+    p_training: float | None
+    p_images: float | None
 
     @property
-    def significant(self) -> bool:
-        return self.p is not None and self.p < SIGNIFICANT
+    def beyond_training(self) -> bool:
+        """Whether the difference is larger than the training's randomness."""
+        return self.p_training is not None and self.p_training < SIGNIFICANT
+
+    @property
+    def beyond_images(self) -> bool:
+        """Whether the difference is larger than the chance in the draw of the test images."""
+        return self.p_images is not None and self.p_images < SIGNIFICANT
 
 
-def metrics_of(result: dict[str, Any]) -> dict[str, tuple[float, Sequence[float]]]:
-    """Return each metric of a run's result, and the interval that its test images give."""
-    report = result["report"]
-    intervals = report["intervals"]
-    metrics = {
-        "accuracy": (report["accuracy"], intervals["accuracy"]),
-        "balanced accuracy": (report["balanced_accuracy"], intervals["balanced_accuracy"]),
-        "G-mean": (report["g_mean"], intervals["g_mean"]),
-        "macro F1": (report["macro"]["f1"], intervals["macro_f1"]),
+@dataclass(frozen=True)
+class Comparison:
+    """A table of recipes.
+
+    summaries: by recipe and metric. reference: the recipe that the others are compared with.
+    seeds: runs of each recipe. tests: the number of p-values that Holm's correction is over.
+    """
+
+    summaries: dict[str, dict[str, Summary]]
+    reference: str
+    seeds: int
+    tests: int
+
+
+def by_title(values: dict[str, Any], classes: Sequence[str]) -> dict[str, Any]:
+    """Return the compared metrics by their titles, from values by the names of `scores`.
+
+    values["recall"]: a list of one entry for each class, or an array (..., K).
+    """
+    recall = values["recall"]
+    of_class = np.moveaxis(recall, -1, 0) if isinstance(recall, np.ndarray) else recall
+    metrics = {title: values[name] for name, title in TITLES.items()}
+    return metrics | {f"recall of {name}": of_class[k] for k, name in enumerate(classes)}
+
+
+def metrics_of(report: dict[str, Any]) -> dict[str, float]:
+    """Return each compared metric of a run's report."""
+    return by_title(report | {"macro_f1": report["macro"]["f1"]}, report["classes"])
+
+
+def mean_draws(reports: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
+    """Return draws (2, DRAWS) of each metric's mean over the runs with these reports.
+
+    They are the draws that the reports' own intervals come from, averaged in the order of their
+    values: the images are the same for all runs, so that chance moves all runs together.
+    """
+    by_run = []
+    for report in reports:
+        confusion = np.array(report["confusion"])
+        support = confusion.sum(1)
+        draws = scores(*draw_rows(confusion, support), support)
+        by_run.append(by_title(draws, report["classes"]))
+    return {
+        title: np.mean([np.sort(run[title], axis=1) for run in by_run], axis=0)
+        for title in by_run[0]
     }
-    for k, name in enumerate(report["classes"]):
-        metrics[f"recall of {name}"] = (report["recall"][k], intervals["recall"][k])
-    return metrics
 
 
-def compare(results: dict[str, Sequence[dict[str, Any]]]) -> dict[str, dict[str, Summary]]:
-    """Return a Summary for each recipe and metric, compared with the first recipe.
+def compare(
+    results: dict[str, Sequence[dict[str, Any]]], labels: np.ndarray
+) -> Comparison | None:
+    """Return the Comparison of recipes from the results of their runs.
 
     results: for each recipe, the result of each seed; all recipes have the same seeds in the
-    same order. A recipe with a diverged run is left out; if that is the first recipe, the next
-    one is the reference.
+    same order, and the same test images with the labels (N,). A recipe with a diverged run is
+    left out; if that is the first recipe, the next one is the reference. None: all are left
+    out.
     """
-    runs_by_recipe = {
-        name: [metrics_of(result) for result in runs]
+    results = {n: runs for n, runs in results.items() if not any(r["diverged"] for r in runs)}
+    if not results:
+        return None
+    reports = {name: [run["report"] for run in runs] for name, runs in results.items()}
+    predictions = {
+        name: np.array([run["test_predictions"].split() for run in runs], dtype=int)
         for name, runs in results.items()
-        if not any(result["diverged"] for result in runs)
     }
-    if not runs_by_recipe:
-        return {}
-    first = next(iter(runs_by_recipe.values()))
-    compared: dict[str, dict[str, Summary]] = {name: {} for name in runs_by_recipe}
-    for metric in first[0]:
-        reference, *others = (
-            np.array([run[metric][0] for run in runs]) for runs in runs_by_recipe.values()
-        )
-        adjusted = holm([paired_p(values, reference) for values in others])
-        rows = zip(runs_by_recipe, (reference, *others), (None, *adjusted), strict=True)
-        for name, values, p in rows:
-            several = len(values) > 1
-            # Every metric lies between 0 and 1; Student's interval may go beyond.
-            seed_interval = np.clip(t_interval(values), 0, 1).tolist() if several else None
-            image_interval = runs_by_recipe[name][0][metric][1]
-            compared[name][metric] = Summary(
-                mean=float(values.mean()),
-                deviation=float(values.std(ddof=1)) if several else None,
-                interval=tuple(seed_interval or image_interval),
-                difference=float((values - reference).mean()),
-                p=p,
+    return compare_predictions(reports, predictions, labels)
+
+
+def compare_predictions(
+    reports: dict[str, Sequence[dict[str, Any]]],
+    predictions_by_name: dict[str, np.ndarray],
+    labels: np.ndarray,
+) -> Comparison:
+    """Return the Comparison of recipes, or of single networks, with the first one.
+
+    reports: for each recipe, the report of each seed, as a result file has it.
+    predictions_by_name: those that the reports are on, (S, N). labels: (N,).
+    """
+    names = list(reports)
+    reference, seeds = names[0], len(reports[names[0]])
+    metrics = [[metrics_of(report) for report in runs] for runs in reports.values()]
+    classes = reports[reference][0]["classes"]
+    predictions = [predictions_by_name[name] for name in names]
+    paired = by_title(paired_scores(labels, predictions, len(classes)), classes)
+    p_images = [
+        by_title(swap_test(labels, of_recipe, predictions[0], len(classes)), classes)
+        for of_recipe in predictions[1:]
+    ]
+    of_means = [mean_draws(runs) for runs in reports.values()]
+    summaries: dict[str, dict[str, Summary]] = {name: {} for name in names}
+    for title, of_networks in paired.items():
+        values = np.array([[run[title] for run in runs] for runs in metrics])  # (recipes, S)
+        best = best_probabilities(of_networks[0] + _training_noise(values))
+        for n, name in enumerate(names):
+            mean = float(values[n].mean())
+            # Every metric lies between 0 and 1; Student's distribution goes beyond.
+            of_mean = of_means[n][title] + _training_noise(values[[n]])[:, 0]
+            ends = np.clip(interval(of_mean, mean), 0, 1).tolist()
+            of_runs = [by_title(r["intervals"], classes)[title] for r in reports[name]]
+            if all(each == of_runs[0] for each in of_runs):  # what the reports themselves show
+                ends = of_runs[0]
+            differences = values[n] - values[0]
+            of_difference = of_networks[..., n] - of_networks[..., 0]
+            if n:
+                of_difference = of_difference + _training_noise(differences[None])[:, 0]
+            difference = float(differences.mean())
+            ends_of_difference = np.clip(interval(of_difference, difference), -1, 1).tolist()
+            summaries[name][title] = Summary(
+                mean=mean,
+                deviation=float(values[n].std(ddof=1)) if seeds > 1 else None,
+                interval=tuple(ends),
+                best=best[n],
+                difference=difference,
+                difference_interval=tuple(ends_of_difference) if n else None,
+                p_training=paired_p(values[n], values[0]) if n else None,
+                p_images=p_images[n - 1][title] if n else None,
             )
-    return compared
+    # With a single seed the training is not tested at all.
+    kinds = ("p_training", "p_images") if seeds > 1 else ("p_images",)
+    tests = _correct(summaries, reference, kinds)
+    return Comparison(summaries, reference, seeds, tests)
+
+
+def _training_noise(values: np.ndarray) -> np.ndarray:
+    """Return draws (DRAWS, recipes) of the error of the means of values, (recipes, S).
+
+    The error is s / sqrt(S) times a variable of Student's distribution with S - 1 degrees of
+    freedom, where s is the standard deviation over seeds; 0 for a single seed.
+    """
+    recipes, seeds = values.shape
+    if seeds == 1:
+        return np.zeros((DRAWS, recipes))
+    rng = np.random.default_rng(0)
+    levels = np.stack([random_levels(rng) for _ in range(recipes)], axis=1)
+    return stats.t.ppf(levels, seeds - 1) * values.std(1, ddof=1) / np.sqrt(seeds)
+
+
+def _correct(
+    summaries: dict[str, dict[str, Summary]], reference: str, kinds: Sequence[str]
+) -> int:
+    """Apply Holm's correction to all p-values of these kinds together; return their number."""
+    places = [
+        (name, metric, kind)
+        for name, row in summaries.items()
+        for metric in row
+        for kind in kinds
+        if name != reference
+    ]
+    adjusted = holm([getattr(summaries[name][metric], kind) for name, metric, kind in places])
+    for (name, metric, kind), p in zip(places, adjusted, strict=True):
+        summaries[name][metric] = replace(summaries[name][metric], **{kind: p})
+    return len(places)
 
 
 def paired_p(a: np.ndarray, b: np.ndarray) -> float | None:

@@ -1,83 +1,192 @@
-"""95% intervals of proportions, of the metrics of a report, and of means over seeds."""
+"""95% intervals of everything that a confusion matrix tells, from one posterior.
+
+The images of each true class are draws from an unknown distribution over the predictions. Its
+posterior is a Dirichlet distribution: the row of the confusion matrix plus Jeffreys' prior on
+right and wrong, 0.5 for the right prediction and 0.5 / (K - 1) for each other one. A recall
+then has the posterior Beta(right + 0.5, wrong + 0.5) of Brown, Cai and DasGupta (2001). All
+rows are drawn once, and the interval of each number is read off the same draws, so that equal
+numbers have equal intervals.
+
+Where a class is always wrong, or always right, the prior alone would move the mean of several
+recalls off what the images show. Brown et al. set the end of a recall's interval to 0 or 1
+there. The same for any metric: a second half of the draws has the prior only on the cells that
+hold images, so that the others stay empty, and an interval reaches to the farther end of both.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from scipy import stats
 
 LEVEL = 0.95
-RESAMPLES = 2000  # of the bootstrap
+TAILS = [50 * (1 - LEVEL), 50 * (1 + LEVEL)]  # percentiles
+DRAWS = 4000  # an end of an interval is then exact to about a fiftieth of the width
 PER_CLASS = ("precision", "recall", "f1")  # the metrics of one class
 Interval = Sequence[float]  # low, high
 
 
-def wilson(successes: int, trials: int) -> Interval:
-    """Return Wilson's score interval of a proportion p = successes / trials (Wilson 1927).
+def row_prior(classes: int) -> np.ndarray:
+    """Return the prior of each true class's row, (K, K); each row sums to 1.
 
-    (p + z**2 / (2 n) -+ z * sqrt(p (1 - p) / n + (z / (2 n))**2)) / (1 + z**2 / n), where n is
-    the number of trials and z = 1.96. Zero division: without trials, the interval is (0, 1).
-
-    >>> low, high = wilson(7, 23)
-    >>> round(low, 3), round(high, 3)
-    (0.156, 0.509)
+    >>> row_prior(3)
+    array([[0.5 , 0.25, 0.25],
+           [0.25, 0.5 , 0.25],
+           [0.25, 0.25, 0.5 ]])
     """
-    if trials == 0:
-        return 0.0, 1.0
-    interval = stats.binomtest(successes, trials).proportion_ci(LEVEL, method="wilson")
-    return float(interval.low), float(interval.high)
+    prior = np.full((classes, classes), 0.5 / (classes - 1))
+    np.fill_diagonal(prior, 0.5)
+    return prior
 
 
-def bootstrap(confusion: np.ndarray) -> dict[str, Any]:
-    """Return percentile intervals of a stratified bootstrap (Efron and Tibshirani 1993).
+def seen_prior(confusion: np.ndarray) -> np.ndarray:
+    """Return the prior (K, K) on those cells of a confusion matrix that hold images.
 
-    confusion: counts (K, K). A draw of the n_k images of class k with replacement is a draw of
-    row k from a multinomial distribution of n_k trials. Zero division: a metric whose
-    denominator is 0 in a draw is 0. If each class is all right or all wrong, all draws are the
-    same and the intervals have width 0. Returns [low, high] by name, or a list of K of them.
+    0.5 for the right prediction and 0.5 for all wrong ones together, if there are any. A row
+    without images has the whole prior.
 
-    >>> bootstrap(np.array([[3, 0], [0, 2]]))["g_mean"]
-    [1.0, 1.0]
+    >>> seen_prior(np.array([[7, 0, 2], [0, 0, 4], [0, 0, 3]]))
+    array([[0.5, 0. , 0.5],
+           [0. , 0. , 0.5],
+           [0. , 0. , 0.5]])
     """
-    rng = np.random.default_rng(0)
-    support = confusion.sum(1)
-    shares = confusion / np.maximum(support, 1)[:, None]
-    shares[support == 0, 0] = 1  # any distribution will do for a row without images
-    rows = [rng.multinomial(n, row, RESAMPLES) for n, row in zip(support, shares, strict=True)]
-    draws = np.stack(rows, 1)  # (RESAMPLES, K, K)
-    hits = np.diagonal(draws, axis1=1, axis2=2)  # (RESAMPLES, K)
-    predicted = draws.sum(1)
-    precision = hits / np.maximum(predicted, 1)
-    recall = hits / np.maximum(support, 1)
-    f1 = 2 * hits / np.maximum(predicted + support, 1)
-    recall_present = recall[:, support > 0]
-    scores = {
-        "balanced_accuracy": recall_present.mean(1),
-        "g_mean": recall_present.prod(1) ** (1 / recall_present.shape[1]),
-        "precision": precision,
-        "f1": f1,
+    whole = row_prior(len(confusion))
+    diagonal = np.eye(len(confusion), dtype=bool)
+    wrong = (confusion > 0) & ~diagonal
+    prior = np.where((confusion > 0) & diagonal, 0.5, 0)
+    prior = prior + 0.5 * wrong / np.maximum(wrong.sum(1, keepdims=True), 1)
+    return np.where(confusion.any(1, keepdims=True), prior, whole)
+
+
+def scores(recall: np.ndarray, predicted: np.ndarray, support: np.ndarray) -> dict[str, Any]:
+    """Return the metrics of a report from recalls (..., K), by name.
+
+    predicted: how many images are predicted to be of each class, (..., K). support: images of
+    each class, (K,). Both may be shares. Zero division: a metric whose denominator is 0 is 0;
+    balanced accuracy and G-mean leave out a class without images.
+    """
+    hits, present = recall * support, recall[..., support > 0]
+    by_class = {
+        "precision": hits / np.where(predicted > 0, predicted, 1),
+        "recall": recall,
+        "f1": 2 * hits / np.where(predicted + support > 0, predicted + support, 1),
     }
-    for name, values in zip(PER_CLASS, (precision, recall, f1), strict=True):
-        scores[f"macro_{name}"] = values.mean(1)
-        scores[f"weighted_{name}"] = values @ support / support.sum()
-    tails = [50 * (1 - LEVEL), 50 * (1 + LEVEL)]
-    return {name: np.percentile(s, tails, axis=0).T.tolist() for name, s in scores.items()}
+    averages = {
+        "accuracy": hits.sum(-1) / support.sum(),
+        "balanced_accuracy": present.mean(-1),
+        "g_mean": stats.gmean(present, axis=-1),
+    }
+    for name, values in by_class.items():
+        # The recall of a class without images counts as 0 in the averages.
+        values = np.where(support > 0, values, 0)
+        averages[f"macro_{name}"] = values.mean(-1)
+        averages[f"weighted_{name}"] = values @ support / support.sum()
+    return averages | by_class
 
 
-def t_interval(values: np.ndarray) -> tuple[float, float]:
-    """Return Student's interval of the mean of values (N,), for N of at least 2.
+def row_draws(confusion: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield draws of each true class's shares of the predictions, (2, DRAWS, K).
 
-    mean -+ t * s / sqrt(N), with the sample standard deviation s and t the 97.5th percentile of
-    Student's distribution with N - 1 degrees of freedom. If s is 0, both ends are the mean.
-
-    >>> low, high = t_interval(np.array([1.0, 2.0, 3.0]))  # 2 -+ 4.303 * 1 / sqrt(3)
-    >>> round(low, 3), round(high, 3)
-    (-0.484, 4.484)
+    confusion: counts (K, K). The first half has the whole prior, the second `seen_prior`. The
+    draws of a recall depend on the class's right and wrong predictions alone, not on which
+    ones are wrong, so that equal recalls have equal draws.
     """
-    standard_error = stats.sem(values)
-    if standard_error == 0:  # SciPy returns NaN
-        return float(values.mean()), float(values.mean())
-    low, high = stats.t.interval(LEVEL, len(values) - 1, values.mean(), standard_error)
-    return float(low), float(high)
+    classes = len(confusion)
+    priors = row_prior(classes), seen_prior(confusion)
+    for k, (counts, *of_halves) in enumerate(zip(confusion, *priors, strict=True)):
+        rng = np.random.default_rng([0, k])
+        wrong = np.arange(classes) != k
+        recall = stats.beta.ppf(random_levels(rng), counts[k] + 0.5, counts[wrong].sum() + 0.5)
+        rows = np.empty((2, DRAWS, classes))
+        for half, prior in zip(rows, of_halves, strict=True):
+            # Gamma variables, divided by their sum, are a draw of a Dirichlet distribution.
+            split = rng.standard_gamma((counts + prior)[wrong], (DRAWS, classes - 1))
+            half[:, k] = recall
+            if not prior[k]:
+                half[:, k] = 0
+            if not prior[wrong].any():
+                half[:, k] = 1
+            total = np.maximum(split.sum(1, keepdims=True), np.finfo(float).tiny)
+            half[:, wrong] = (1 - half[:, [k]]) * split / total
+        yield rows
+
+
+def random_levels(rng: np.random.Generator) -> np.ndarray:
+    """Return DRAWS numbers between 0 and 1, evenly spaced, in random order.
+
+    A distribution's quantiles at these levels are draws of it whose percentiles are exact.
+    """
+    return (rng.permutation(DRAWS) + 0.5) / DRAWS
+
+
+def draw_rows(confusion: np.ndarray, support: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return draws of the recalls and of the predicted counts, both (2, DRAWS, K).
+
+    They are those of `row_draws`. support: images of each class, (K,), or their shares.
+    """
+    recall = np.empty((2, DRAWS, len(confusion)))
+    predicted = np.zeros_like(recall)
+    for k, rows in enumerate(row_draws(confusion)):
+        recall[..., k] = rows[..., k]
+        predicted += support[k] * rows
+    return recall, predicted
+
+
+def interval(draws: np.ndarray, value: Any) -> Any:
+    """Return [low, high] of draws (2, DRAWS, ...) for the number `value`, (...), as lists.
+
+    The lower of both halves' 2.5th percentiles and the higher of their 97.5th; the number
+    itself is never outside.
+    """
+    low, high = np.percentile(draws, TAILS, axis=1)
+    ends = [np.minimum(low.min(0), value), np.maximum(high.max(0), value)]
+    return np.stack(ends, -1).tolist()
+
+
+def scores_and_intervals(
+    confusion: np.ndarray, support: np.ndarray | None = None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the metrics of a confusion matrix, counts (K, K), and their intervals, by name.
+
+    support: the share of each class, (K,), where the metrics are to hold; by default that of
+    the counts. A number that no image could change has the interval [0, 1]. The intervals of
+    recalls are exact, see `proportion_interval`.
+
+    >>> values, intervals = scores_and_intervals(np.array([[3, 0], [0, 2]]))
+    >>> float(values["g_mean"]), [round(end, 2) for end in intervals["g_mean"]]
+    (1.0, [0.51, 1.0])
+    """
+    counts = confusion.sum(1)
+    shares = confusion / np.maximum(counts, 1)[:, None]
+    support = counts if support is None else support
+    values = scores(np.diagonal(shares), support @ shares, support)
+    draws = scores(*draw_rows(confusion, support), support)
+    intervals = {}
+    for name, value in values.items():
+        ends = np.array(interval(draws[name], value))
+        # The precision and the F1 of a class without images, or the precision without others.
+        without_width = ends[..., 0] == ends[..., 1]
+        intervals[name] = np.where(without_width[..., None], [0.0, 1.0], ends).tolist()
+    hits = np.diagonal(confusion).tolist()
+    intervals["recall"] = list(map(proportion_interval, hits, counts.tolist()))
+    return values, intervals
+
+
+def proportion_interval(successes: int, trials: int) -> list[float]:
+    """Return the interval of successes / trials: of the same posterior, with two cells.
+
+    The quantiles of Beta(successes + 0.5, trials - successes + 0.5); the lower end is 0 without
+    successes, the upper 1 without failures (Brown et al. 2001).
+
+    >>> [round(end, 3) for end in proportion_interval(7, 23)]
+    [0.148, 0.507]
+    >>> [round(end, 3) for end in proportion_interval(23, 23)]
+    [0.898, 1.0]
+    """
+    failures = trials - successes
+    low, high = stats.beta.interval(LEVEL, successes + 0.5, failures + 0.5)
+    low = 0.0 if not successes else low
+    high = 1.0 if not failures else high
+    return [float(low), float(high)]

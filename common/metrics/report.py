@@ -15,7 +15,9 @@ from sklearn.metrics import (
     recall_score,
 )
 
-from common.metrics.intervals import PER_CLASS, bootstrap, wilson
+from common.metrics.intervals import PER_CLASS, scores_and_intervals
+
+LETTERS = 18  # of a class name in scikit-learn's table, so that it fits a screen
 
 
 @dataclass(frozen=True)
@@ -25,8 +27,9 @@ class Report:
     confusion: counts (K, K), rows true classes, columns predicted classes. recall, precision,
     f1, support: lists (K,). macro, weighted: averages of precision, recall and f1 over all K
     classes, with equal weights and weighted by support. intervals: the 95% interval of each
-    number, by name. undefined: the metrics that are 0 because their denominator is 0, such as
-    "precision of cat". table: scikit-learn's classification report.
+    number, by name, all from one posterior (see `intervals`). undefined: the metrics that are 0
+    because their denominator is 0, such as "precision of cat". table: scikit-learn's
+    classification report.
     """
 
     classes: tuple[str, ...]
@@ -84,6 +87,7 @@ def report(labels: Sequence[int], predictions: Sequence[int], classes: Sequence[
     undefined = [f"precision of {classes[k]}" for k in all_classes if predicted[k] == 0]
     undefined += [f"recall of {classes[k]}" for k in all_classes if support[k] == 0]
     undefined += [f"f1 of {classes[k]}" for k in all_classes if predicted[k] + support[k] == 0]
+    short = [n if len(n) <= LETTERS else f"{n[: LETTERS - 1]}…" for n in classes]
     return Report(
         classes=tuple(classes),
         confusion=confusion.tolist(),
@@ -94,13 +98,9 @@ def report(labels: Sequence[int], predictions: Sequence[int], classes: Sequence[
         precision=precision.tolist(),
         f1=f1.tolist(),
         support=support.tolist(),
-        intervals={
-            "accuracy": wilson(int(confusion.trace()), len(y)),
-            "recall": [wilson(int(confusion[k, k]), int(support[k])) for k in all_classes],
-            **bootstrap(confusion),
-        },
+        intervals=scores_and_intervals(confusion)[1],
         undefined=undefined,
-        table=classification_report(y, p, target_names=classes, digits=3, **options),
+        table=classification_report(y, p, target_names=short, digits=3, **options),
         **averages,
     )
 

@@ -6,8 +6,8 @@ from textwrap import fill
 from typing import Any
 
 from common.attacks.robustness import AttackCurve
-from common.reporting.evaluation_tables import SUMMARIES, reports_compared, side_by_side
-from common.reporting.tables import text_table, with_interval
+from common.reporting.evaluation_tables import SUMMARIES, reports_compared
+from common.reporting.tables import side_by_side, text_table, with_interval
 
 
 def curve_text(curve: AttackCurve) -> str:

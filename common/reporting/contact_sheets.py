@@ -1,4 +1,4 @@
-"""Figures of many pictures: duplicates, and suspect labels."""
+"""Figures of many pictures: duplicates, suspect labels, and errors of a network."""
 
 from __future__ import annotations
 
@@ -6,15 +6,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from common.dataset.label_fixes import Suspect
-from common.dataset.split import Split
-from common.reporting.figures import new_figure, save, show
+from common.dataset.split import LabelledImages, Split
+from common.reporting.figures import new_figure, row_label, save, show
+from common.reporting.probability_tables import image_name
+from common.reporting.tables import shorten
 
 COLUMNS = 4
+MOST_ROWS = 10
 GAP = 2  # white pixels between the two pictures of a pair
 RED = "#B00000"  # of conflicting labels
 
@@ -75,6 +79,51 @@ def suspects_figure(
     for axes, s in zip(_picture_axes(figure, lines, columns), shown, strict=False):
         title = f"{s.index}\n{s.given} -> {s.suggested} {s.confidence:.0%}"
         show(axes, images[s.index], title)
+    return save(figure, path)
+
+
+def errors_figure(
+    path: Path,
+    part: LabelledImages,
+    files: Sequence[str],
+    probabilities: np.ndarray,
+    classes: Sequence[str],
+    title: str,
+    source: str,
+) -> Path | None:
+    """Draw the most confident errors, one row for each true class; None if there are none.
+
+    files: of the images, or empty. probabilities: (N, K). Of more than ten classes those with
+    the most errors are drawn.
+    """
+    columns = 8
+    labels, predictions = part.labels.numpy(), probabilities.argmax(1)
+    wrong = labels != predictions
+    errors = np.bincount(labels[wrong], minlength=len(classes))
+    drawn = np.argsort(-errors, kind="stable")[:MOST_ROWS]
+    drawn = sorted(k for k in drawn.tolist() if errors[k])
+    if not drawn:
+        return None
+    figure = new_figure(
+        1.45 * columns + 0.6,
+        1.85 * len(drawn) + 0.9,
+        title,
+        f"{source}; n = {len(labels):,} test images, {wrong.sum():,} of them wrong; above"
+        " each: predicted class, its probability, file; the most confident first",
+    )
+    grid = figure.subplots(len(drawn), columns, squeeze=False)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    confidence = probabilities.max(1)
+    for line, k in zip(grid, drawn, strict=True):
+        positions = np.flatnonzero(wrong & (labels == k))
+        ranked = positions[np.argsort(-confidence[positions], kind="stable")]
+        for axes, i in zip(line, ranked, strict=False):
+            name = image_name(files, i).rpartition("/")[2]
+            predicted = f"{shorten(classes[predictions[i]])} {confidence[i]:.1%}"
+            show(axes, part.images[i], f"{predicted}\n{shorten(name)}")
+        count = f"{errors[k]:,} of {(labels == k).sum():,} wrong"
+        row_label(line[0], f"{shorten(classes[k])}\n{count}")
     return save(figure, path)
 
 

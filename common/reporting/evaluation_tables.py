@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from textwrap import wrap
 
+import numpy as np
+
 from common.dataset.split import Split
+from common.metrics.groups import FEW, MANY, group_recalls, largest_confusions, shot_groups
 from common.metrics.intervals import PER_CLASS
 from common.metrics.report import Report
 from common.networks.checkpoint import Checkpoint
-from common.reporting.tables import text_table, with_interval
+from common.reporting.tables import (
+    WIDTH,
+    short_names,
+    shorten,
+    side_by_side,
+    text_table,
+    with_interval,
+)
 
 HIGH = 0.7  # a precision or recall from here on is called high; report A gives no figure
-WIDTH = 80
+MOST_CLASSES = 10  # of a confusion matrix that is printed whole
 NOT_HELD_OUT = (
     "*** TRAINED ON THE TEST IMAGES: the scores below are not held out and say\n"
     "*** nothing about images that the network has not seen."
@@ -42,15 +53,25 @@ def reading(r: Report, k: int) -> str:
     return f"{name} {sentence}{caution if unsure else ''}."
 
 
-def report_text(r: Report, source: str) -> str:
-    """Return the whole report: the lines of the student reports, tables, plain sentences."""
-    undefined = ["Undefined, shown as 0.000:", *(f"- {name}" for name in r.undefined)]
+def report_text(r: Report, source: str, train_counts: Sequence[int] | None = None) -> str:
+    """Return the whole report: the lines of the student reports, tables, plain sentences.
+
+    train_counts: of the images that the network was trained on, for reports on many classes.
+    """
+    undefined = [
+        "Undefined, shown as 0.000, which the averages count and their intervals doubt:",
+        *(f"- {name}" for name in r.undefined),
+    ]
     blocks = [
         _accuracies(r, source),
         r.table.rstrip(),
         "\n".join(undefined) if r.undefined else "",
         _with_intervals(r),
-        _confusion(r),
+        *(
+            [_confusion(r)]
+            if len(r.classes) <= MOST_CLASSES
+            else _many_classes(r, train_counts)
+        ),
         "\n".join([f"In words (high: {HIGH} or more):", *_readings(r)]),
     ]
     return "\n\n".join(block for block in blocks if block)
@@ -64,50 +85,73 @@ def _accuracies(r: Report, source: str) -> str:
         low, high = (100 * bound for bound in r.intervals["recall"][k])
         found = f"{r.confusion[k][k]} of {r.support[k]}; 95% interval {low:.1f} to {high:.1f}"
         percent = f"{100 * r.recall[k]:.1f}".removesuffix(".0")
-        lines.append(f"Accuracy of {name} : {percent} %  ({found})")
+        lines.append(f"Accuracy of {shorten(name)} : {percent} %  ({found})")
     return "\n".join([*lines, f"(images: {source})"])
 
 
 def _with_intervals(r: Report) -> str:
-    rows = []
-    for k, name in enumerate(r.classes):
-        cells = [
+    averages = {"macro": r.macro, "weighted": r.weighted}
+    columns = {}
+    for metric, title in zip(PER_CLASS, ("precision", "recall", "f1-score"), strict=True):
+        values, intervals = getattr(r, metric), r.intervals[metric]
+        columns[title] = [
             "0.000 undefined"
             if f"{metric} of {name}" in r.undefined
-            else with_interval(getattr(r, metric)[k], r.intervals[metric][k])
-            for metric in PER_CLASS
+            else with_interval(values[k], intervals[k])
+            for k, name in enumerate(r.classes)
+        ] + [
+            with_interval(average[metric], r.intervals[f"{kind}_{metric}"])
+            for kind, average in averages.items()
         ]
-        rows.append([name, *cells])
-    for kind in ("macro", "weighted"):
-        average = getattr(r, kind)
-        cells = [with_interval(average[m], r.intervals[f"{kind}_{m}"]) for m in PER_CLASS]
-        rows.append([f"{kind} avg", *cells])
+    names = [*map(shorten, r.classes), *(f"{kind} avg" for kind in averages)]
     summaries = [
         [label, with_interval(getattr(r, name), r.intervals[name])]
         for name, label in SUMMARIES.items()
     ]
-    lines = [
-        "With 95% intervals (Wilson for accuracy and recall, else stratified bootstrap):",
-        text_table(["", "precision", "recall", "f1-score"], rows, "llll"),
-        "",
-        text_table([], summaries, "ll"),
-    ]
-    low, high = r.intervals["g_mean"]
-    if low == high:
-        lines.append(
-            "(No width: a class is all wrong, or all are all right. See recalls' intervals.)"
-        )
-    return "\n".join(lines)
+    return "\n".join(
+        [
+            "With 95% intervals, all from one posterior of the confusion matrix:",
+            side_by_side(names, columns),
+            "",
+            text_table([], summaries, "ll"),
+        ]
+    )
 
 
 def _confusion(r: Report) -> str:
-    rows = [[name, *map(str, row)] for name, row in zip(r.classes, r.confusion, strict=True)]
+    columns = {
+        name: [f"{row[k]:,}" for row in r.confusion]
+        for k, name in enumerate(short_names(r.classes))
+    }
     return "\n".join(
         [
             "Confusion matrix (row: true class, column: prediction):",
-            text_table(["", *r.classes], rows),
+            side_by_side(list(columns), columns, "r"),
         ]
     )
+
+
+def _many_classes(r: Report, train_counts: Sequence[int] | None) -> list[str]:
+    """Return what stands in place of a large confusion matrix."""
+    confusion = np.array(r.confusion)
+    groups = {} if train_counts is None else shot_groups(train_counts)
+    rows = [
+        [f"{name} ({len(groups[name])} classes)", with_interval(value, ends)]
+        for name, (value, ends) in group_recalls(confusion, groups).items()
+    ]
+    worst = int(np.argmin(r.recall))
+    ends = r.intervals["recall"][worst]
+    rows.append([f"worst ({shorten(r.classes[worst])})", with_interval(r.recall[worst], ends)])
+    confusions = [
+        [shorten(r.classes[i]), shorten(r.classes[j]), str(n), f"{n / r.support[i]:.1%}"]
+        for n, i, j in largest_confusions(confusion)
+    ]
+    headers = ["true class", "prediction", "images", "share"]
+    return [
+        f"Mean recall by train images (many: over {MANY}, few: under {FEW}):\n"
+        + text_table([], rows, "ll"),
+        "The largest confusions:\n" + text_table(headers, confusions, "llrr"),
+    ]
 
 
 def _readings(r: Report) -> list[str]:
@@ -116,37 +160,28 @@ def _readings(r: Report) -> list[str]:
 
 
 def reports_compared(reports: dict[str, Report]) -> str:
-    """Return accuracy, balanced accuracy, G-mean and recalls, one row for each report."""
+    """Return accuracy, balanced accuracy, G-mean and recalls, one row for each report.
+
+    Of more than ten classes only the worst recall is shown.
+    """
     classes = next(iter(reports.values())).classes
     columns = {
         label: [with_interval(getattr(r, m), r.intervals[m]) for r in reports.values()]
         for m, label in SUMMARIES.items()
-    } | {
-        f"recall of {name}": [
-            with_interval(r.recall[k], r.intervals["recall"][k]) for r in reports.values()
-        ]
-        for k, name in enumerate(classes)
     }
+    if len(classes) > MOST_CLASSES:
+        columns["worst recall"] = [
+            with_interval(*min(zip(r.recall, r.intervals["recall"], strict=True)))
+            for r in reports.values()
+        ]
+    else:
+        columns |= {
+            f"recall of {name}": [
+                with_interval(r.recall[k], r.intervals["recall"][k]) for r in reports.values()
+            ]
+            for k, name in enumerate(short_names(classes))
+        }
     return side_by_side(list(reports), columns)
-
-
-def side_by_side(names: list[str], columns: dict[str, list[str]]) -> str:
-    """Return tables of one row for each name, each with as many columns as 80 characters hold.
-
-    columns: title -> one cell for each name.
-    """
-    tables: list[str] = []
-    titles = list(columns)
-    while titles:
-        for n in range(len(titles), 0, -1):
-            chosen = titles[:n]
-            rows = [[name, *(columns[t][i] for t in chosen)] for i, name in enumerate(names)]
-            table = text_table(["", *chosen], rows, "l" * (n + 1))
-            if n == 1 or max(map(len, table.splitlines())) <= WIDTH:
-                break
-        tables.append(table)
-        titles = titles[len(chosen) :]
-    return "\n\n".join(tables)
 
 
 def caution(checkpoint: Checkpoint, split: Split) -> str:
@@ -162,3 +197,11 @@ def caution(checkpoint: Checkpoint, split: Split) -> str:
             f" {checkpoint.data['source']}, fingerprint {trained_on}.)"
         )
     return ""
+
+
+def is_held_out(checkpoint: Checkpoint, split: Split) -> bool:
+    """Return whether the validation images were held out when the network was trained."""
+    data, record = checkpoint.data or {}, split.record()
+    same = all(data.get(name) == record[name] for name in ("validation_counts", "split_seed"))
+    trained_on = str(data.get("fingerprint")).partition("-")[0]
+    return same and trained_on == split.train_fingerprint and not checkpoint.trained_on_test

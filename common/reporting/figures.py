@@ -18,6 +18,7 @@ from matplotlib.text import Text
 from matplotlib.ticker import LogFormatter
 
 from common.files import atomic_write
+from common.reporting.tables import shorten
 
 # The palette of Okabe and Ito (2008), which colour-blind readers can distinguish.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
@@ -84,11 +85,12 @@ def matrix(
 ) -> Axes:
     """Draw a matrix (K, K) coloured by the shares of its rows.
 
-    cells: the text above the share in each cell. scale: the label of the colour bar.
+    cells: the text above the share in each cell, or nothing for cells without text. scale: the
+    label of the colour bar.
     """
     axes = figure.subplots()
     picture = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    for row, column in np.ndindex(*shares.shape):
+    for row, column in np.ndindex(*shares.shape) if cells else ():
         axes.text(
             column,
             row,
@@ -97,7 +99,10 @@ def matrix(
             va="center",
             color="white" if shares[row, column] > 0.5 else "black",
         )
-    axes.set_xticks(range(len(classes)), classes)
-    axes.set_yticks(range(len(classes)), classes)
+    names = [shorten(name) for name in classes]
+    turned = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
+    fits = max(map(len, names)) <= (9 if cells else 0)
+    axes.set_xticks(range(len(classes)), names, **({} if fits else turned))
+    axes.set_yticks(range(len(classes)), names)
     figure.colorbar(picture, ax=axes, label=scale, shrink=0.9)
     return axes

@@ -6,6 +6,9 @@ from collections.abc import Sequence
 
 from common.metrics.intervals import Interval
 
+WIDTH = 80
+NAME_WIDTH = 18
+
 
 def text_table(headers: Sequence[str], rows: Sequence[Sequence[str]], align: str = "") -> str:
     """Return a table for the screen.
@@ -27,6 +30,49 @@ def markdown_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str
     lines = _aligned([headers, *rows], "l" * len(headers))
     lines.insert(1, ["-" * len(cell) for cell in lines[0]])
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def shorten(name: str) -> str:
+    """Return the name of a class for a table, cut off if it is too long.
+
+    >>> shorten("a name of many letters")
+    'a name of many le…'
+    """
+    return name if len(name) <= NAME_WIDTH else f"{name[: NAME_WIDTH - 1]}…"
+
+
+def short_names(names: Sequence[str]) -> list[str]:
+    """Return the names of classes for the columns of a table: short, and all different.
+
+    >>> short_names(["cat", "a name of many letters", "a name of many legs"])
+    ['cat', 'a name of many l…1', 'a name of many l…2']
+    """
+    short = [shorten(name) for name in names]
+    return [
+        name if short.count(name) == 1 else f"{name[: NAME_WIDTH - 1 - len(str(k))]}…{k}"
+        for k, name in enumerate(short)
+    ]
+
+
+def side_by_side(
+    names: Sequence[str], columns: dict[str, Sequence[str]], align: str = "l"
+) -> str:
+    """Return tables of one row for each name, each with as many columns as 80 characters hold.
+
+    columns: title -> one cell for each name. align: "l" or "r", of the columns.
+    """
+    tables: list[str] = []
+    titles = list(columns)
+    while titles:
+        for n in range(len(titles), 0, -1):
+            chosen = titles[:n]
+            rows = [[name, *(columns[t][i] for t in chosen)] for i, name in enumerate(names)]
+            table = text_table(["", *chosen], rows, "l" + align * n)
+            if n == 1 or max(map(len, table.splitlines())) <= WIDTH:
+                break
+        tables.append(table)
+        titles = titles[len(chosen) :]
+    return "\n\n".join(tables)
 
 
 def _aligned(lines: Sequence[Sequence[str]], align: str) -> list[list[str]]:

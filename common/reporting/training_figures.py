@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 from common.dataset.split import Split
-from common.metrics.comparison import Summary
+from common.metrics.comparison import Comparison
 from common.metrics.report import Report
 from common.reporting.data_figures import class_counts
 from common.reporting.figures import colour, matrix, new_figure, save
@@ -18,13 +18,19 @@ from common.reporting.training_tables import TRAINED_ON_TEST
 from common.training import losses
 from common.training.runs import Run
 
+MOST_CELLS = 20  # classes of a confusion matrix with a number in each cell
+
 
 def confusion(path: Path, report: Report, title: str, source: str) -> Path:
-    """Draw the confusion matrix: counts, coloured by the share of the true class."""
+    """Draw the confusion matrix: counts, coloured by the share of the true class.
+
+    Of more than MOST_CELLS classes the colours alone.
+    """
     n = len(report.classes)
+    is_small = n <= MOST_CELLS
     figure = new_figure(
-        2.4 + 1.2 * n,
-        1.9 + 1.0 * n,
+        2.4 + (1.2 if is_small else 0.3) * n,
+        1.9 + (1.0 if is_small else 0.25) * n,
         title,
         f"{source}; n = {sum(report.support):,} test images\n"
         f"accuracy {report.accuracy:.1%}, balanced accuracy"
@@ -32,7 +38,7 @@ def confusion(path: Path, report: Report, title: str, source: str) -> Path:
     )
     counts = np.array(report.confusion)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    cells = [[f"{count:,}" for count in row] for row in counts]
+    cells = [[f"{count:,}" for count in row] for row in counts] if is_small else []
     axes = matrix(figure, shares, cells, report.classes, "share of the true class")
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
@@ -93,13 +99,13 @@ def run_figures(
 
 def recipes_compared(
     path: Path,
-    compared: dict[str, dict[str, Summary]],
+    comparison: Comparison,
     metric: str,
-    seeds: int,
     split: Split,
 ) -> Path:
     """Draw one dot and 95% interval for each recipe, the best at the top."""
-    ranked = sorted(compared, key=lambda name: compared[name][metric].mean)
+    summaries, seeds = comparison.summaries, comparison.seeds
+    ranked = sorted(summaries, key=lambda name: summaries[name][metric].mean)
     subject = f"the mean of {seeds} seeds" if seeds > 1 else "the test images, one seed"
     train, test = (len(part.labels) for part in (split.train, split.test))
     figure = new_figure(
@@ -110,7 +116,7 @@ def recipes_compared(
     )
     axes = figure.subplots()
     for row, name in enumerate(ranked):
-        s = compared[name][metric]
+        s = summaries[name][metric]
         low, high = s.interval
         axes.plot([low, high], [row, row], color=colour(0), linewidth=2, alpha=0.5)
         axes.plot(s.mean, row, "o", color=colour(0))

@@ -7,20 +7,20 @@ from textwrap import fill
 from typing import Any
 
 from common.dataset.split import Split
-from common.metrics.comparison import SIGNIFICANT, Summary
+from common.metrics.comparison import SIGNIFICANT, Comparison, Summary
 from common.metrics.report import Report
 from common.reporting.evaluation_tables import (
     NOT_HELD_OUT,
     report_text,
     reports_compared,
-    side_by_side,
 )
-from common.reporting.tables import markdown_table
+from common.reporting.tables import markdown_table, side_by_side
 from common.training.recipe import command_line
 from common.training.recipes import RECIPES
 from common.training.runs import Run
 
 TRAINED_ON_TEST = "(trained on these test images)"
+RANKED_BY = "G-mean"
 
 
 def recipe_list() -> str:
@@ -75,34 +75,77 @@ def run_text(
 
 
 def cell(s: Summary) -> str:
-    """Return mean, deviation and interval, and a star for a significant difference."""
+    """Return mean, deviation and interval, and marks for significant differences."""
     deviation = "" if s.deviation is None else f" ±{s.deviation:.3f}".replace("0.", ".")
     low, high = s.interval
-    star = "*" if s.significant else ""
-    return f"{s.mean:.3f}{deviation} [{low:.3f}, {high:.3f}]{star}"
+    marks = "*" * s.beyond_training + "†" * s.beyond_images
+    return f"{s.mean:.3f}{deviation} [{low:.3f}, {high:.3f}]{marks}"
 
 
-def compared_as_text(compared: dict[str, dict[str, Summary]]) -> str:
+def comparison_columns(
+    summaries: dict[str, dict[str, Summary]], names: Sequence[str]
+) -> dict[str, list[str]]:
+    """Return the columns of the comparison by title, with one cell for each of the recipes."""
+    columns = {}
+    for metric in summaries[names[0]]:
+        columns[metric] = [cell(summaries[name][metric]) for name in names]
+        if metric == RANKED_BY and len(names) > 1:
+            columns["P(best)"] = [f"{summaries[name][metric].best:.2f}" for name in names]
+    return columns
+
+
+def compared_as_text(comparison: Comparison) -> str:
     """Return the comparison for an 80-column screen."""
-    metrics = next(iter(compared.values()))
-    columns = {metric: [cell(row[metric]) for row in compared.values()] for metric in metrics}
-    return side_by_side(list(compared), columns)
+    names = list(comparison.summaries)
+    return side_by_side(names, comparison_columns(comparison.summaries, names))
 
 
-def legend(compared: dict[str, dict[str, Summary]], seeds: int) -> str:
-    """Return what the cells of `compared_as_text` mean."""
-    if seeds == 1:
-        return "One seed: the intervals are of the test images alone, not of the training."
-    return (
-        f"Mean, ±standard deviation and [95% interval of the mean] of {seeds} seeds.\n"
-        f"*: differs from {next(iter(compared))} by more than chance\n"
-        f"(paired t-test over seeds, Holm's correction, p < {SIGNIFICANT})."
+def legend(comparison: Comparison) -> list[str]:
+    """Return what the cells of `compared_as_text` mean, in sentences."""
+    seeds, reference = comparison.seeds, comparison.reference
+    sentences = [
+        f"Mean, ±standard deviation and [95% interval of the mean] of {seeds} seeds; the"
+        " interval covers the training's randomness and the draw of the test images."
+        if seeds > 1
+        else "One seed: the intervals cover the draw of the test images, not the training's"
+        " randomness; --seeds 5 trains with five seeds.",
+    ]
+    if len(comparison.summaries) == 1:
+        return sentences
+    sentences.append(
+        f"P(best): the probability that no other recipe of the table has a higher {RANKED_BY},"
+        f" from draws {'that cover both' if seeds > 1 else 'of the test images'}."
     )
+    if seeds > 1:
+        sentences.append(
+            f"*: differs from {reference} by more than the training's randomness, on these test"
+            " images (paired t-test over seeds); says nothing of other images."
+        )
+    sentences += [
+        f"†: differs from {reference} by more than the chance in the draw of the test images"
+        " (paired over images, seeds pooled); says nothing of other trainings.",
+        f"Both: p < {SIGNIFICANT} after Holm's correction over all {comparison.tests} tests of"
+        " the table."
+        if seeds > 1
+        else f"p < {SIGNIFICANT} after Holm's correction over all {comparison.tests} tests of"
+        " the table.",
+    ]
+    return sentences
 
 
-def compared_as_markdown(compared: dict[str, dict[str, Summary]]) -> str:
-    """Return the comparison as one Markdown table, the best G-mean first."""
-    ranked = sorted(compared, key=lambda name: -compared[name]["G-mean"].mean)
-    metrics: Sequence[str] = list(compared[ranked[0]])
-    rows = [[f"`{name}`", *(cell(compared[name][m]) for m in metrics)] for name in ranked]
-    return markdown_table(["recipe", *metrics], rows) + "\n"
+def legend_text(comparison: Comparison) -> str:
+    """Return the legend for an 80-column screen."""
+    return "\n".join(fill(s, 80, subsequent_indent="  ") for s in legend(comparison))
+
+
+def compared_as_markdown(comparison: Comparison) -> str:
+    """Return the comparison as one Markdown table, the best G-mean first, and its legend."""
+    summaries = comparison.summaries
+    ranked = sorted(summaries, key=lambda name: -summaries[name][RANKED_BY].mean)
+    columns = comparison_columns(summaries, ranked)
+    rows = [
+        [f"`{name}`", *(cells[i] for cells in columns.values())]
+        for i, name in enumerate(ranked)
+    ]
+    notes = "\n".join(f"- {sentence}".replace("*", r"\*") for sentence in legend(comparison))
+    return f"{markdown_table(['recipe', *columns], rows)}\n\n{notes}\n"

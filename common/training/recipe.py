@@ -212,6 +212,40 @@ class Recipe:
         return asdict(Recipe()) | tuples == asdict(self)
 
 
+def from_record(record: dict[str, Any]) -> Recipe:
+    """Return the recipe that a checkpoint holds; what the record lacks has its default.
+
+    Raises InputError for a field or a value that no recipe has.
+    """
+    values = {}
+    for name, value in record.items():
+        if name not in FIELDS or not _is_possible(name, value):
+            raise InputError(f"recipe: {name} {value!r} is not of this version")
+        values[name] = tuple(value) if isinstance(value, list) else value
+    return Recipe(**values)
+
+
+def _is_possible(name: str, value: Any) -> bool:
+    """Return whether a field may have a value, by its type, choices and limits."""
+    each = FIELDS[name]
+    limits = dict(each.metadata)
+    several = "nargs" in limits
+    items = value if several and isinstance(value, list | tuple) else [value]
+    if value is None or isinstance(value, bool):
+        return "None" in each.type if value is None else each.type == "bool"
+    if several != isinstance(value, list | tuple):
+        return False
+    if limits["choices"]:
+        return all(isinstance(item, str) and item in limits["choices"] for item in items)
+    return each.type != "bool" and all(
+        isinstance(item, int if each.type.startswith("int") else int | float)
+        and limits.get("least", item) <= item <= limits.get("most", item)
+        and ("above" not in limits or item > limits["above"])
+        and ("below" not in limits or item < limits["below"])
+        for item in items
+    )
+
+
 def command_line(recipe: Recipe) -> str:
     """Return the options that turn the default recipe into `recipe`.
 

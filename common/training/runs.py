@@ -18,7 +18,7 @@ from common.dataset.split import Split
 from common.errors import DivergedError
 from common.metrics.report import report
 from common.networks.build import build
-from common.networks.checkpoint import save_checkpoint
+from common.networks.checkpoint import load_checkpoint, save_checkpoint
 from common.networks.prediction import predict
 from common.training import post_hoc
 from common.training.cluster import train_on_cluster
@@ -106,6 +106,7 @@ def train_run(
         if len(part.labels):
             predictions = predict(network, part.images).argmax(1)
             result[name] = report(part.labels, predictions, split.classes).as_dict()
+    result["test_predictions"] = _as_text(predictions)
     checkpoint = {
         "network": network.cpu(),
         "architecture": recipe.network,
@@ -193,7 +194,18 @@ def _load_finished_run(
     wanted = _circumstances(run, split, settings)
     same = {key: result.get(key) for key in wanted} == wanted
     whole = files.sha256(path.with_suffix(".pt")) == result.get("checkpoint_sha256")
-    return result if same and whole else None
+    if not (same and whole):
+        return None
+    if result["diverged"] is None and "test_predictions" not in result:
+        # An earlier version saved the run.
+        network = load_checkpoint(path.with_suffix(".pt"), settings["device"]).network
+        result["test_predictions"] = _as_text(predict(network, split.test.images).argmax(1))
+    return result
+
+
+def _as_text(predictions: torch.Tensor) -> str:
+    """Return predictions (N,) as one line of a result file, which gives a list N lines."""
+    return " ".join(map(str, predictions.tolist()))
 
 
 def _circumstances(run: Run, split: Split, settings: dict[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from common.attacks.table import ATTACKS, Attack, Settings
 from common.attacks.universal_noise import universal
 from common.dataset.split import LabelledImages
 from common.errors import InputError
-from common.metrics.intervals import wilson
+from common.metrics.intervals import proportion_interval
 from common.metrics.report import report
 from common.networks.prediction import to_pixel_space
 
@@ -181,7 +181,7 @@ def test_optimised_noise_is_measured_for_two_starts_and_several_c(monkeypatch, c
         assert row == {
             "fooled": n,
             "images": 5,
-            "interval": wilson(n, 5),
+            "interval": proportion_interval(n, 5),
             "c": value,
             "evaluations": 2 * 4 + 1 if value is None else 8,
         }

@@ -94,11 +94,14 @@ def test_metrics_without_images_raise():
         report([], [], CLASSES)
 
 
-def test_intervals_contain_their_metric():
+def test_every_number_has_an_interval_that_contains_it():
     r = report(*random_predictions(5), CLASSES)
-    for name in ("accuracy", "balanced_accuracy", "g_mean", "recall", "precision", "f1"):
-        low, high = np.array(r.intervals[name]).T
-        value = np.array(getattr(r, name))
+    values = {n: getattr(r, n) for n in ("accuracy", "balanced_accuracy", "g_mean", *PER_CLASS)}
+    for kind in ("macro", "weighted"):
+        values |= {f"{kind}_{name}": getattr(r, kind)[name] for name in PER_CLASS}
+    assert r.intervals.keys() == values.keys()
+    for name, value in values.items():
+        low, high = np.moveaxis(r.intervals[name], -1, 0)
         assert ((low < value) & (value < high)).all(), name
 
 

@@ -35,7 +35,11 @@ SPLIT = Split(PART, EMPTY, PART, CLASSES, SOURCE, "a-b", 0)
 REPORT = report(PART.labels, PART.labels.flip(0), CLASSES)
 COUNTS = {"train": [30, 12, 6]}
 PICTURE = PART.images[0] / 255
-RUN = {"diverged": None, "report": REPORT.as_dict()}
+RUN = {
+    "diverged": None,
+    "report": REPORT.as_dict(),
+    "test_predictions": " ".join(map(str, PART.labels.flip(0).tolist())),
+}
 CURVE = AttackCurve(
     "FGSM", "", "1/255", False,
     dict.fromkeys("038", AttackResult(REPORT, 4, 40, {"L1": 1.0, "L2": 1.0, "Linf": 0.1})), 1.0,
@@ -62,7 +66,8 @@ FIGURES = {
     "confusion": (training_figures.confusion, REPORT, "A title", SOURCE),
     "recipes": (
         training_figures.recipes_compared,
-        compare({"original": [RUN], "a-rather-long-name": [RUN]}), "G-mean", 1, SPLIT,
+        compare({"original": [RUN], "a-rather-long-name": [RUN]}, PART.labels.numpy()),
+        "G-mean", SPLIT,
     ),
     "attack_curves": (
         attack_figures.accuracy_curves, {"FGSM": CURVE, "PGD": CURVE}, [0, 8, 32],
@@ -168,9 +173,17 @@ def test_samples_are_of_their_class(draw):
 
 
 def test_recipes_have_their_value_and_interval(draw):
-    (axes,) = draw(*FIGURES["recipes"]).axes
+    figure = draw(*FIGURES["recipes"])
+    (axes,) = figure.axes
     shown = [tuple(line.get_xdata()) for line in axes.lines]
     assert shown == [tuple(REPORT.intervals["g_mean"]), (REPORT.g_mean,)] * 2
+    assert figure.get_suptitle().endswith("95% interval of the test images, one seed")
+
+
+def test_the_intervals_of_recipes_with_several_seeds_are_those_of_the_mean(draw):
+    comparison = compare({"original": [RUN, RUN]}, PART.labels.numpy())
+    figure = draw(training_figures.recipes_compared, comparison, "G-mean", SPLIT)
+    assert figure.get_suptitle().endswith("95% interval of the mean of 2 seeds")
 
 
 def test_noise_is_shown_around_grey():

@@ -8,11 +8,18 @@ import torch
 from conftest import EMPTY, random_part
 
 from common.dataset.split import Split
-from common.metrics.comparison import Summary
+from common.metrics.comparison import Comparison, Summary
 from common.metrics.report import report
 from common.reporting.data_tables import split_text
 from common.reporting.evaluation_tables import reading, report_text, reports_compared
-from common.reporting.training_tables import compared_as_markdown, compared_as_text, legend
+from common.reporting.training_tables import (
+    cell,
+    compared_as_markdown,
+    compared_as_text,
+    comparison_columns,
+    legend,
+    legend_text,
+)
 
 CLASSES = ("car", "truck", "cat")
 METRICS = ("accuracy", "balanced accuracy", "G-mean", "macro F1", "recall of cat")
@@ -67,6 +74,20 @@ def test_reports_are_compared_in_80_columns(name):
         assert text.count(f"{value:.3f} [") >= 2
 
 
+def test_reports_on_many_classes_show_their_worst_recall_alone():
+    rng = np.random.default_rng(0)
+    names = [f"a class of the number {k}" for k in range(11)]
+    labels = np.repeat(range(11), 9)
+    predictions = np.where(rng.random(99) < 0.6, labels, rng.integers(0, 11, 99))
+    r = report(labels, predictions, names)
+    text = reports_compared({"one": r, "n" * 30: r})
+    assert max(map(len, text.splitlines())) <= 80
+    assert "recall of" not in text
+    worst = int(np.argmin(r.recall))
+    low, high = r.intervals["recall"][worst]
+    assert text.count(f"{r.recall[worst]:.3f} [{low:.3f}, {high:.3f}]") == 2
+
+
 def test_the_report_has_the_lines_of_the_student_reports():
     y = np.repeat([0, 1, 2], [551, 51, 23])
     text = report_text(report(y, np.zeros_like(y), CLASSES), "somewhere")
@@ -95,20 +116,59 @@ def test_precision_and_recall_are_read_in_words(images, found, false_alarms, wor
     assert words in reading(report(y, p, ("car", "truck")), 1)
 
 
-def summaries(mean, p):
-    summary = Summary(mean, 0.012, (mean - 0.1, mean + 0.1), 0.1, p)
-    return dict.fromkeys(METRICS, summary)
+def summary(mean, p_training=None, p_images=None, deviation=0.012, best=0.126):
+    return Summary(
+        mean=mean,
+        deviation=deviation,
+        interval=(mean - 0.1, mean + 0.1),
+        best=best,
+        difference=0.1,
+        difference_interval=(0.0, 0.2),
+        p_training=p_training,
+        p_images=p_images,
+    )
 
 
-COMPARED = {"plain": summaries(0.5, None), "resnet9-logit-adjusted": summaries(0.75, 0.01)}
+COMPARISON = Comparison(
+    summaries={
+        "plain": dict.fromkeys(METRICS, summary(0.5)),
+        "resnet9-logit-adjusted": dict.fromkeys(METRICS, summary(0.75, 0.01, 0.01, best=0.874)),
+    },
+    reference="plain",
+    seeds=5,
+    tests=14,
+)
+ONE_RECIPE = replace(COMPARISON, summaries={"plain": COMPARISON.summaries["plain"]}, tests=0)
+ONE_SEED = replace(
+    COMPARISON,
+    summaries={
+        name: dict.fromkeys(METRICS, summary(mean, None, p, deviation=None))
+        for name, mean, p in (("plain", 0.5, None), ("better", 0.75, 0.01))
+    },
+    seeds=1,
+    tests=7,
+)
+
+
+@pytest.mark.parametrize(
+    ("p_training", "p_images", "marks"),
+    [(None, None, ""), (0.01, 0.5, "*"), (0.5, 0.01, "†"), (0.01, 0.01, "*†"),
+     (0.05, 0.05, ""), (None, 0.01, "†")],
+)  # fmt: skip
+def test_a_cell_marks_differences_beyond_the_training_and_beyond_the_images(
+    p_training, p_images, marks
+):
+    s = summary(0.75, p_training, p_images)
+    assert cell(s) == f"0.750 ±.012 [0.650, 0.850]{marks}"
+    assert cell(replace(s, deviation=None)) == f"0.750 [0.650, 0.850]{marks}"
 
 
 def test_the_comparison_shows_all_recipes_and_metrics_in_80_columns():
-    lines = compared_as_text(COMPARED).splitlines()
+    lines = compared_as_text(COMPARISON).splitlines()
     assert max(map(len, lines)) <= 80
     for name, words in (
         ("plain", "0.500 ±.012 [0.400, 0.600]"),
-        ("resnet9-logit-adjusted", "0.750 ±.012 [0.650, 0.850]*"),
+        ("resnet9-logit-adjusted", "0.750 ±.012 [0.650, 0.850]*†"),
     ):
         rows = "\n".join(line for line in lines if line.startswith(f"{name} "))
         assert rows.count(words) == len(METRICS), name
@@ -116,16 +176,53 @@ def test_the_comparison_shows_all_recipes_and_metrics_in_80_columns():
     assert all(any(metric in line for line in lines) for metric in METRICS)
 
 
-def test_the_legend_names_the_reference_and_the_seeds():
-    assert "of 5 seeds" in legend(COMPARED, 5)
-    assert "plain" in legend(COMPARED, 5)
-    assert legend(COMPARED, 1).startswith("One seed")
+def test_the_best_are_beside_the_g_mean():
+    columns = comparison_columns(COMPARISON.summaries, list(COMPARISON.summaries))
+    titles = list(columns)
+    assert titles == [*METRICS[:3], "P(best)", *METRICS[3:]]
+    assert columns["P(best)"] == ["0.13", "0.87"]
+    # No one competes with a single recipe.
+    assert "P(best)" not in compared_as_text(ONE_RECIPE)
 
 
-def test_the_markdown_has_the_best_g_mean_first():
-    lines = compared_as_markdown(COMPARED).splitlines()
-    header, rule, best, other = ([cell.strip() for cell in x.split("|")[1:-1]] for x in lines)
-    assert header == ["recipe", *METRICS]
-    assert all(set(cell) == {"-"} for cell in rule)
-    assert best == ["`resnet9-logit-adjusted`"] + ["0.750 ±.012 [0.650, 0.850]*"] * 5
-    assert other == ["`plain`"] + ["0.500 ±.012 [0.400, 0.600]"] * 5
+def test_the_legend_of_several_seeds_explains_every_mark():
+    sentences = legend(COMPARISON)
+    starts = [sentence.split(":")[0].split(",")[0] for sentence in sentences]
+    assert starts == ["Mean", "P(best)", "*", "†", "Both"]
+    text = " ".join(sentences)
+    assert "of 5 seeds" in text
+    assert text.count("differs from plain") == 2
+    assert "all 14 tests" in text
+    lines = legend_text(COMPARISON).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert " ".join(map(str.strip, lines)) == text
+
+
+def test_the_legend_of_one_seed_explains_what_the_images_tell():
+    sentences = legend(ONE_SEED)
+    starts = [sentence.split(":")[0].split(" <")[0] for sentence in sentences]
+    assert starts == ["One seed", "P(best)", "†", "p"]
+    assert "*" not in "".join(sentences)
+    assert "all 7 tests" in sentences[-1]
+
+
+@pytest.mark.parametrize(("seeds", "start"), [(1, "One seed:"), (5, "Mean, ")])
+def test_the_legend_of_one_recipe_has_nothing_of_others(seeds, start):
+    (sentence,) = legend(replace(ONE_RECIPE, seeds=seeds))
+    assert sentence.startswith(start)
+
+
+def test_the_markdown_has_the_best_g_mean_first_and_a_legend():
+    table, notes = compared_as_markdown(COMPARISON).split("\n\n")
+    lines = ([each.strip() for each in line.split("|")[1:-1]] for line in table.splitlines())
+    header, rule, best, other = lines
+    assert header == ["recipe", *METRICS[:3], "P(best)", *METRICS[3:]]
+    assert all(set(each) == {"-"} for each in rule)
+    words = "0.750 ±.012 [0.650, 0.850]*†"
+    assert best == ["`resnet9-logit-adjusted`", *[words] * 3, "0.87", *[words] * 2]
+    words = "0.500 ±.012 [0.400, 0.600]"
+    assert other == ["`plain`", *[words] * 3, "0.13", *[words] * 2]
+    # A list of the sentences, whose stars stay stars.
+    expected = [f"- {sentence}".replace("*", "\\*") for sentence in legend(COMPARISON)]
+    assert notes.splitlines() == expected
+    assert "- \\*: differs" in notes

@@ -1,5 +1,6 @@
 """Runs sent to a dask cluster that the README's own commands start."""
 
+import gc
 import os
 import re
 import shlex
@@ -195,6 +196,9 @@ def test_other_versions_on_a_worker_are_refused(dask, train, monkeypatch):
 
 @pytest.mark.parametrize("address", ["tcp://127.0.0.1:9", "nowhere", "udp://x", "tcp://[::1"])
 def test_a_scheduler_that_does_not_answer_is_named(train, monkeypatch, address):
+    # A client that found no scheduler, in the test before, is collected here: its finalizer
+    # would wait for a lock, in the thread that the next client starts while it holds that lock.
+    gc.collect()
     monkeypatch.setattr(cluster_module, "ANSWER_SECONDS", 1)
     with pytest.raises(InputError) as caught:
         list(train("none", 0, cluster=address))

@@ -11,7 +11,7 @@ from conftest import random_part
 from common.dataset.split import make_split
 from common.errors import InputError
 from common.training import recipes
-from common.training.recipe import FIELDS, Recipe
+from common.training.recipe import FIELDS, Recipe, from_record
 from common.training.recipes import RECIPES
 from common.training.runs import Run, train_run
 
@@ -125,3 +125,28 @@ def test_a_field_that_a_saved_recipe_lacks_has_its_default():
 def test_an_unknown_name_offers_the_most_similar():
     with pytest.raises(InputError, match=r"'smot': .*smote"):
         recipes.select(["smot"], {})
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_is_read_from_its_record(name):
+    recipe = RECIPES[name]
+    assert from_record(asdict(recipe)) == recipe
+    assert from_record(json.loads(json.dumps(asdict(recipe)))) == recipe  # tuples are lists
+
+
+def test_a_record_of_an_earlier_version_has_the_defaults_of_what_it_lacks():
+    assert from_record({"epochs": 3}) == Recipe(epochs=3)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("epochs", 0), ("epochs", 1.5), ("epochs", True), ("epochs", "3"), ("tau", 11),
+        ("learning_rate", 0), ("momentum", 1.0), ("loss", "none"), ("loss", ["focal"]),
+        ("augment", "flip"), ("augment", ["turn"]), ("width", "wide"), ("nesterov", "yes"),
+        ("unknown", 1), ("tau", None),
+    ],
+)  # fmt: skip
+def test_a_record_that_no_recipe_has_is_refused(name, value):
+    with pytest.raises(InputError, match=name):
+        from_record({name: value})

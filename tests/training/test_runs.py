@@ -75,6 +75,23 @@ def test_a_finished_run_is_not_trained_again(train, trained, tmp_path):
     assert trained == ["tiny"]
 
 
+@pytest.mark.parametrize("changes", [{}, {"flip_average": True}, {"post_hoc": "crt"}])
+def test_a_run_of_an_earlier_version_gets_the_predictions_of_its_checkpoint(
+    train, trained, tmp_path, split, changes
+):
+    first = train(run(**changes))["tiny"]
+    path = tmp_path / "models/tiny.json"
+    saved = load_result(path)
+    assert saved.pop("test_predictions") == first["test_predictions"]
+    save_result(path, **saved)  # as if the predictions had not been saved
+    again = train(run(**changes))["tiny"]
+    assert trained == []
+    assert again["test_predictions"] == first["test_predictions"]
+    predictions = list(map(int, again["test_predictions"].split()))
+    confusion = report(split.test.labels, predictions, split.classes).confusion
+    assert confusion == again["report"]["confusion"]
+
+
 @pytest.mark.parametrize(
     ("changes", "settings"),
     [({"momentum": 0.5}, {}), ({}, {"fresh": True}), ({}, {"deterministic": True}),
