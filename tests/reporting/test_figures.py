@@ -6,7 +6,12 @@ import torch
 from conftest import EMPTY, random_part
 from matplotlib.figure import Figure
 from PIL import Image
-from sklearn.metrics import confusion_matrix
+from sklearn.metrics import (
+    confusion_matrix,
+    precision_recall_curve,
+    precision_score,
+    recall_score,
+)
 
 from common.attacks.robustness import AttackCurve, AttackResult
 from common.dataset.duplicates import Pair, rows
@@ -14,6 +19,7 @@ from common.dataset.label_fixes import Suspect
 from common.dataset.split import LabelledImages, Split
 from common.inspection import data_statistics
 from common.metrics.comparison import compare
+from common.metrics.probabilities import judge
 from common.metrics.report import report
 from common.reporting import (
     attack_figures,
@@ -21,6 +27,7 @@ from common.reporting import (
     contact_sheets,
     data_figures,
     learning_rate_figures,
+    probability_figures,
     training_figures,
 )
 from common.training.learning_rates import RangeTest
@@ -46,6 +53,10 @@ CURVE = AttackCurve(
 )  # fmt: skip
 FOOLED = {"fooled": 4, "images": 4, "interval": (0.5, 1.0), "medians": {"L1": 8.0}}
 MISSED = FOOLED | {"fooled": 0, "interval": (0.0, 0.5), "medians": {"L1": None}}
+LABELS = PART.labels.numpy()
+PROBABILITIES = np.random.default_rng(0).dirichlet([1, 1, 1], len(LABELS))
+JUDGED = judge(LABELS, PROBABILITIES, CLASSES)
+FILES = [f"test/some-class/a-file-with-a-long-name-{i}.png" for i in range(len(LABELS))]
 FIGURES = {
     "class_counts": (data_figures.class_counts, COUNTS, CLASSES, SOURCE),
     "class_shares": (data_figures.class_shares, COUNTS, CLASSES, SOURCE),
@@ -64,6 +75,16 @@ FIGURES = {
         {"brightness": np.array([5, 1])}, SOURCE,
     ),
     "confusion": (training_figures.confusion, REPORT, "A title", SOURCE),
+    "calibration": (
+        probability_figures.calibration, JUDGED, [300, 20, 10], "A title", SOURCE, 48,
+    ),
+    "precision_recall": (
+        probability_figures.precision_recall, JUDGED, [300, 20, 10], LABELS, PROBABILITIES,
+        "A title", SOURCE,
+    ),
+    "errors": (
+        contact_sheets.errors_figure, PART, FILES, PROBABILITIES, CLASSES, "A title", SOURCE,
+    ),
     "recipes": (
         training_figures.recipes_compared,
         compare({"original": [RUN], "a-rather-long-name": [RUN]}, PART.labels.numpy()),
@@ -161,6 +182,91 @@ def test_confusion_shows_counts_in_their_cells(draw):
     shown = {text.get_position(): text.get_text() for text in axes.texts}
     for row, column in np.ndindex(3, 3):
         assert shown[column, row].startswith(f"{matrix[row, column]}\n")
+
+
+def test_large_confusions_have_no_numbers(draw):
+    labels = torch.arange(21).repeat(2)
+    r = report(labels, labels.roll(1), [f"class {k}" for k in range(21)])
+    axes = draw(training_figures.confusion, r, "A title", SOURCE).axes[0]
+    assert not axes.texts
+    shares = axes.images[0].get_array()
+    np.testing.assert_array_equal(shares, np.array(r.confusion) / 2)
+
+
+def test_calibration_shows_the_bins_and_their_images(draw):
+    axes = draw(*FIGURES["calibration"]).axes
+    top, classes, top_images, class_images = axes
+    shown = [top.lines[0], *[line for line in classes.lines if line.get_label()[0] == "_"]]
+    assert top.lines[0].get_xdata() == pytest.approx(JUDGED.reliability.probability)
+    assert top.lines[0].get_ydata() == pytest.approx(JUDGED.reliability.share)
+    assert top_images.lines[0].get_ydata().tolist() == JUDGED.reliability.images
+    for k, line in enumerate(class_images.lines):
+        assert line.get_ydata().tolist() == JUDGED.class_reliability[k].images
+    legend = text_of(classes.get_legend().get_texts())
+    assert [text.partition(":")[0] for text in legend] == ["perfectly calibrated", *CLASSES]
+    assert f"ECE {JUDGED.class_ece[2]:.3f} [" in legend[3]
+    assert len(shown) > 1
+
+
+def test_precision_and_recall_are_scikit_learns(draw):
+    (axes,) = draw(*FIGURES["precision_recall"]).axes
+    curves = [line for line in axes.lines if line.get_drawstyle() == "steps-post"]
+    assert len(curves) == len(CLASSES)
+    for k, line in enumerate(curves):
+        truth = np.equal(LABELS, k)
+        precision, recall, _ = precision_recall_curve(truth, PROBABILITIES[:, k])
+        assert line.get_xdata() == pytest.approx(recall)
+        assert line.get_ydata() == pytest.approx(precision)
+    marks = [line for line in axes.lines if line.get_marker() in probability_figures.MARKERS]
+    predictions = PROBABILITIES.argmax(1)
+    found = [(float(line.get_xdata()[0]), float(line.get_ydata()[0])) for line in marks]
+    expected = [
+        (
+            recall_score(np.equal(LABELS, k), predictions == k),
+            precision_score(np.equal(LABELS, k), predictions == k),
+        )
+        for k in range(3)
+    ]
+    assert np.array(found) == pytest.approx(np.array(expected))
+
+
+def test_of_many_classes_the_rarest_are_drawn(draw):
+    labels = np.repeat(range(9), 4)
+    probabilities = np.random.default_rng(1).dirichlet([1] * 9, 36)
+    names = [f"class {k}" for k in range(9)]
+    judged = judge(labels, probabilities, names)
+    counts = [90, 10, 80, 20, 70, 30, 60, 40, 50]
+    figure = draw(
+        probability_figures.precision_recall, judged, counts, labels, probabilities,
+        "A title", SOURCE,
+    )  # fmt: skip
+    texts = text_of(figure.axes[0].get_legend().get_texts())
+    assert [text.partition(",")[0] for text in texts] == [f"class {k}" for k in (1, 3, 5, 7, 8)]
+    assert "of 9 classes the 5 with the fewest train images" in figure.get_supxlabel()
+
+
+def test_errors_are_the_most_confident_of_their_class(draw):
+    figure = draw(*FIGURES["errors"])
+    predictions, confidence = PROBABILITIES.argmax(1), PROBABILITIES.max(1)
+    shown = [axes for axes in figure.axes if axes.images]
+    rows = [axes.texts[0].get_text() for axes in figure.axes if axes.texts]
+    for k, name in enumerate(CLASSES):
+        wrong = [i for i in range(48) if LABELS[i] == k != predictions[i]]
+        ranked = sorted(wrong, key=lambda i: -confidence[i])[:8]
+        assert rows[k] == f"{name}\n{len(wrong)} of {(np.equal(LABELS, k)).sum()} wrong"
+        for i in ranked:
+            axes = shown.pop(0)
+            picture = PART.images[i].permute(1, 2, 0)
+            np.testing.assert_array_equal(axes.images[0].get_array(), picture)
+            title = f"{CLASSES[predictions[i]]} {confidence[i]:.1%}\na-file-with-a-lon…"
+            assert axes.get_title() == title
+    assert not shown
+
+
+def test_without_errors_there_is_no_figure_of_them(tmp_path):
+    arguments = (PART, [], np.eye(3)[LABELS], CLASSES, "A title", SOURCE)
+    assert contact_sheets.errors_figure(tmp_path / "a.png", *arguments) is None
+    assert not (tmp_path / "a.png").exists()
 
 
 def test_samples_are_of_their_class(draw):
