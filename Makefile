@@ -1,5 +1,5 @@
 # make run: all stages in order. make test: the tests. make bench: how long it takes beside the
-# reports' loop. make mutants: changes of the code that no test notices, in about half an hour.
+# reports' loop. make mutants: changes of the code that no test notices, in some hours.
 # Each makes .venv first if need be.
 PYTHON ?= python3
 BIN := .venv/bin

@@ -89,8 +89,11 @@ def judge(
     The intervals come from a Bayesian bootstrap of the images within each class, with and
     without one imagined image of each class, whose probabilities are a draw of
     `intervals.row_prior` (as in `paired`). An ECE is biased upwards where bins hold few images.
+    Raises ValueError if a class has no image.
     """
     truth = labels[:, None] == np.arange(len(classes))  # (N, K)
+    if not truth.any(0).all():
+        raise ValueError("each class needs an image")
     predicted = probabilities.argmax(1)
     confidence = probabilities.max(1)
     by_class = [(truth[:, k], probabilities[:, k]) for k in range(len(classes))]
@@ -212,31 +215,35 @@ def _average_precision(
     weights, (2, BLOCK, K). Returns (2, BLOCK).
     """
     order = np.argsort(-probabilities, kind="stable")
-    ranked = probabilities[order]
-    ends = np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True))  # of equal probabilities
-    weights = weights[..., order]
-    count = np.cumsum(weights, -1)[..., ends]
-    hits = np.cumsum(weights * is_true[order], -1)[..., ends]
-    gains = np.diff(hits, prepend=0)
+    ranked, is_true = probabilities[order], is_true[order]
+    count = np.cumsum(weights[..., order], -1)
+    hits = np.cumsum(weights[..., order[is_true]], -1)
+    # Only thresholds at which a true image comes in add to the sum: of equal ones the last.
+    thresholds, first = np.unique(-ranked[is_true], return_index=True)
+    last = np.append(first[1:], is_true.sum()) - 1
+    gains = np.diff(hits[..., last], prepend=0)
+    count_at = count[..., np.searchsorted(-ranked, thresholds, side="right") - 1]
     # An imagined image counts from the first threshold on that is not above its guess.
-    places = np.searchsorted(-ranked[ends], -guesses)
+    places = np.searchsorted(thresholds, -guesses)
     draws = np.arange(len(places))
-    more = np.zeros((2, len(places), len(ends) + 1))
+    more = np.zeros((2, len(places), len(thresholds) + 1))
     for j, place in enumerate(places.T):
         more[:, draws, place] += masses[..., j]
-    more_hits = np.zeros_like(more)
-    more_hits[:, draws, places[:, k]] = masses[..., k]
-    all_counts = count + np.cumsum(more, -1)[..., :-1]
-    all_hits = hits + np.cumsum(more_hits, -1)[..., :-1]
-    area = (gains * all_hits / np.maximum(all_counts, TINY)).sum(-1)
-    # The threshold of the imagined image of class k itself.
-    first, last = places[:, k], np.maximum(places[:, k] - 1, 0)
-    before_count, before_hits = (
-        np.where(first > 0, sums[:, draws, last], 0) for sums in (count, hits)
-    )
-    as_high = (guesses >= guesses[:, [k]]) * masses
     own = masses[..., k]
-    area += own * (before_hits + own) / np.maximum(before_count + as_high.sum(-1), TINY)
+    more_hits = np.zeros_like(more)
+    more_hits[:, draws, places[:, k]] = own
+    all_counts = count_at + np.cumsum(more, -1)[..., :-1]
+    all_hits = hits[..., last] + np.cumsum(more_hits, -1)[..., :-1]
+    area = (gains * all_hits / np.maximum(all_counts, TINY)).sum(-1)
+    # The threshold of the imagined image of class k itself: what is above it, and it.
+    above = np.searchsorted(-ranked, -guesses[:, k])
+    hits_above = np.searchsorted(-ranked[is_true], -guesses[:, k])
+    before_count, before_hits = (
+        np.where(n > 0, sums[:, draws, np.maximum(n - 1, 0)], 0)
+        for sums, n in ((count, above), (hits, hits_above))
+    )
+    as_high = ((guesses >= guesses[:, [k]]) * masses).sum(-1)
+    area += own * (before_hits + own) / np.maximum(before_count + as_high, TINY)
     return area / np.maximum(hits[..., -1] + own, TINY)
 
 

@@ -59,7 +59,7 @@ def report_text(r: Report, source: str, train_counts: Sequence[int] | None = Non
     train_counts: of the images that the network was trained on, for reports on many classes.
     """
     undefined = [
-        "Undefined, shown as 0.000, which the averages count and their intervals doubt:",
+        "Undefined, shown as 0.000; averages take it as 0, their intervals as unknown:",
         *(f"- {name}" for name in r.undefined),
     ]
     blocks = [

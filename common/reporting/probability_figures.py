@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import NullFormatter
 from sklearn.metrics import precision_recall_curve
 
 from common.metrics.intervals import proportion_interval
@@ -60,8 +61,10 @@ def calibration(
         axes.legend(fontsize=8, loc="lower left", bbox_to_anchor=(0, 1.01))
     for axes in panels[1]:
         axes.set_yscale("log")
+        axes.set_ylim(bottom=0.7, top=1.5 * n)
         axes.set_ylabel("images")
         axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
     return save(figure, path)
 
 

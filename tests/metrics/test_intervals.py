@@ -39,6 +39,7 @@ def follow(draws: np.ndarray, right: float, wrong: float) -> bool:
     return stats.kstest(draws, stats.beta(right, wrong).cdf).pvalue > 0.001
 
 
+@pytest.mark.simulation
 @pytest.mark.parametrize("name", NETWORKS)
 def test_95_percent_of_the_intervals_hold_the_true_metric(name):
     rows, simulations = NETWORKS[name]

@@ -94,6 +94,7 @@ CELLS = [  # the shares of the images that both networks, A only, B only and nei
 ]
 
 
+@pytest.mark.simulation
 def test_95_percent_of_the_intervals_of_a_difference_hold_the_true_one():
     """A class of 23 images for each row of CELLS; the last of four differences is the mean."""
     labels, simulations = np.repeat([0, 1, 2], 23), 300

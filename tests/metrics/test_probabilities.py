@@ -162,6 +162,12 @@ def test_average_precision_of_a_draw_equals_scikit_learns():
             assert found[half, draw] == pytest.approx(expected)
 
 
+def test_a_class_without_images_raises():
+    labels, probabilities = random_probabilities((5, 5, 5))
+    with pytest.raises(ValueError, match="each class"):
+        p.judge(labels[:10], probabilities[:10], CLASSES)
+
+
 def test_draws_repeat_and_leave_the_global_generator_alone():
     labels, probabilities = random_probabilities()
     np.random.seed(3)

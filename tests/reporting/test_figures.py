@@ -206,6 +206,9 @@ def test_calibration_shows_the_bins_and_their_images(draw):
     assert [text.partition(":")[0] for text in legend] == ["perfectly calibrated", *CLASSES]
     assert f"ECE {JUDGED.class_ece[2]:.3f} [" in legend[3]
     assert len(shown) > 1
+    for panel in (top_images, class_images):
+        ticks = text_of(panel.get_yticklabels()) + text_of(panel.get_yticklabels(minor=True))
+        assert all(text == "" or float(text) >= 0 for text in ticks), ticks
 
 
 def test_precision_and_recall_are_scikit_learns(draw):
