@@ -7,7 +7,7 @@ from typing import Any
 
 from common.attacks.robustness import AttackCurve
 from common.reporting.evaluation_tables import SUMMARIES, reports_compared
-from common.reporting.tables import side_by_side, text_table, with_interval
+from common.reporting.tables import short_names, side_by_side, text_table, with_interval
 
 
 def curve_text(curve: AttackCurve) -> str:
@@ -28,7 +28,7 @@ def curve_text(curve: AttackCurve) -> str:
             with_interval(result.report.recall[k], result.report.intervals["recall"][k])
             for result in curve.results.values()
         ]
-        for k, name in enumerate(classes)
+        for k, name in enumerate(short_names(classes))
     }
     return "\n".join(
         [

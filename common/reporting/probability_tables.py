@@ -11,7 +11,13 @@ import numpy as np
 from common.metrics.comparison import SIGNIFICANT, Comparison, Summary
 from common.metrics.probabilities import BINS, ProbabilityReport
 from common.reporting.evaluation_tables import MOST_CLASSES, SUMMARIES
-from common.reporting.tables import short_names, shorten, side_by_side, with_interval
+from common.reporting.tables import (
+    TITLE_WIDTH,
+    short_names,
+    shorten,
+    side_by_side,
+    with_interval,
+)
 
 # By why there is no temperature.
 NO_TEMPERATURE = {
@@ -124,9 +130,10 @@ def differences_text(comparison: Comparison) -> str:
     """Return the paired differences of networks from the first, and their ranking."""
     summaries = comparison.summaries
     others = [name for name in summaries if name != comparison.reference]
+    metrics = list(summaries[comparison.reference])
     columns = {
-        metric: [_difference(summaries[name][metric]) for name in others]
-        for metric in summaries[comparison.reference]
+        title: [_difference(summaries[name][metric]) for name in others]
+        for metric, title in zip(metrics, short_names(metrics, TITLE_WIDTH), strict=True)
     }
     best = {
         f"P(best {metric})": [f"{row[metric].best:.2f}" for row in summaries.values()]

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from common.metrics.intervals import Interval
 
 WIDTH = 80
-NAME_WIDTH = 18
+NAME_WIDTH = 18  # of a class
+TITLE_WIDTH = 28  # of a metric, such as the recall of a class
 
 
 def text_table(headers: Sequence[str], rows: Sequence[Sequence[str]], align: str = "") -> str:
@@ -32,24 +33,24 @@ def markdown_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def shorten(name: str) -> str:
-    """Return the name of a class for a table, cut off if it is too long.
+def shorten(name: str, width: int = NAME_WIDTH) -> str:
+    """Return the name of a class, or of its metric, for a table: cut off if it is too long.
 
     >>> shorten("a name of many letters")
     'a name of many le…'
     """
-    return name if len(name) <= NAME_WIDTH else f"{name[: NAME_WIDTH - 1]}…"
+    return name if len(name) <= width else f"{name[: width - 1]}…"
 
 
-def short_names(names: Sequence[str]) -> list[str]:
-    """Return the names of classes for the columns of a table: short, and all different.
+def short_names(names: Sequence[str], width: int = NAME_WIDTH) -> list[str]:
+    """Return names for the columns of a table: short, and all different.
 
     >>> short_names(["cat", "a name of many letters", "a name of many legs"])
     ['cat', 'a name of many l…1', 'a name of many l…2']
     """
-    short = [shorten(name) for name in names]
+    short = [shorten(name, width) for name in names]
     return [
-        name if short.count(name) == 1 else f"{name[: NAME_WIDTH - 1 - len(str(k))]}…{k}"
+        name if short.count(name) == 1 else f"{name[: width - 1 - len(str(k))]}…{k}"
         for k, name in enumerate(short)
     ]
 

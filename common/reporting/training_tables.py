@@ -14,7 +14,7 @@ from common.reporting.evaluation_tables import (
     report_text,
     reports_compared,
 )
-from common.reporting.tables import markdown_table, side_by_side
+from common.reporting.tables import TITLE_WIDTH, markdown_table, short_names, side_by_side
 from common.training.recipe import command_line
 from common.training.recipes import RECIPES
 from common.training.runs import Run
@@ -87,8 +87,9 @@ def comparison_columns(
 ) -> dict[str, list[str]]:
     """Return the columns of the comparison by title, with one cell for each of the recipes."""
     columns = {}
-    for metric in summaries[names[0]]:
-        columns[metric] = [cell(summaries[name][metric]) for name in names]
+    metrics = list(summaries[names[0]])
+    for metric, title in zip(metrics, short_names(metrics, TITLE_WIDTH), strict=True):
+        columns[title] = [cell(summaries[name][metric]) for name in names]
         if metric == RANKED_BY and len(names) > 1:
             columns["P(best)"] = [f"{summaries[name][metric].best:.2f}" for name in names]
     return columns

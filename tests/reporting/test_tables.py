@@ -8,10 +8,11 @@ import torch
 from conftest import EMPTY, random_part
 
 from common.dataset.split import Split
-from common.metrics.comparison import Comparison, Summary
+from common.metrics.comparison import Comparison, Summary, compare_predictions
 from common.metrics.report import report
 from common.reporting.data_tables import split_text
 from common.reporting.evaluation_tables import reading, report_text, reports_compared
+from common.reporting.probability_tables import differences_text
 from common.reporting.training_tables import (
     cell,
     compared_as_markdown,
@@ -86,6 +87,27 @@ def test_reports_on_many_classes_show_their_worst_recall_alone():
     worst = int(np.argmin(r.recall))
     low, high = r.intervals["recall"][worst]
     assert text.count(f"{r.recall[worst]:.3f} [{low:.3f}, {high:.3f}]") == 2
+
+
+def test_tables_of_classes_with_long_names_fit_80_columns_and_lose_none():
+    rng = np.random.default_rng(0)
+    names = [f"{'x' * 30} number {k}" for k in range(3)]
+    labels = np.repeat(range(3), 20)
+    networks = {name: rng.integers(0, 3, (1, 60)) for name in ("one", "two")}
+    reports = {n: [report(labels, p[0], names).as_dict()] for n, p in networks.items()}
+    comparison = compare_predictions(reports, networks, labels)
+    r = report(labels, networks["one"][0], names)
+    texts = (
+        compared_as_text(comparison),
+        differences_text(comparison),
+        reports_compared({"one": r}),
+    )
+    for text in texts:
+        assert max(map(len, text.splitlines())) <= 80
+        assert text.count("recall of x") == 3
+    text = report_text(r, "somewhere")
+    assert max(map(len, text.splitlines())) <= 80
+    assert text.count("x…") >= 3
 
 
 def test_the_report_has_the_lines_of_the_student_reports():
