@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +13,15 @@ import pytest
 import torch
 from conftest import is_one_line, numbers_of, saved_numbers
 from PIL import Image
+from sklearn.metrics import log_loss
 
 from common.dataset.load import load
 from common.metrics.decisions import least_cost, shift_prior
 from common.metrics.probabilities import softmax
 from common.networks.build import build
-from common.networks.checkpoint import load_checkpoint, save_checkpoint
+from common.networks.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from common.networks.prediction import predict
+from common.reporting.evaluation_tables import is_held_out
 
 DRY_RUN = ("--dry-run", "--data", "synthetic", "--threads", 1)
 CLASSES = ["car", "truck", "cat"]
@@ -188,13 +191,36 @@ def test_a_temperature_needs_images_that_were_held_out(in_process, tmp_path):
     path = tmp_path / "models/original.pt"
     done = in_process("evaluate.py", path, *common, "--validation", 0.2)
     assert "Temperature T, fitted on 20 validation images" in done.stdout
-    fitted = read(tmp_path / "figures/evaluate_original.json")["temperature"]
-    assert f"T = {fitted['value']:.3f}" in done.stdout
+    result = read(tmp_path / "figures/evaluate_original.json")
+    fitted, split = result["temperature"], load("synthetic", dry_run=True, validation=0.2)
+    network = load_checkpoint(path).network
+    logits, labels = predict(network, split.test.images).numpy(), split.test.labels
+    for t, found, title in (
+        (1, result["probabilities"], "T = 1 "),
+        (fitted["value"], fitted["probabilities"], f"T = {fitted['value']:.3f} "),
+    ):
+        expected = log_loss(labels, softmax(logits / t), labels=[0, 1, 2])
+        assert found["log_loss"] == pytest.approx(expected)
+        (row,) = [line for line in done.stdout.splitlines() if line.startswith(title)]
+        assert f" {expected:.3f} [" in row
     for other in (["--validation", 0.3], ["--validation", 0.2, "--split-seed", 1]):
         done = in_process("evaluate.py", path, *common, *other)
         words = "not trained with these validation images held out"
         assert words in " ".join(done.stdout.split()), other
         assert read(tmp_path / "figures/evaluate_original.json")["temperature"] is None
+
+
+def test_the_held_out_images_are_those_of_the_same_split_seed():
+    split = load("synthetic", dry_run=True, validation=0.2)
+    checkpoint = Checkpoint(torch.nn.Identity(), split.classes, data=split.record())
+    assert is_held_out(checkpoint, split)
+    assert not is_held_out(replace(checkpoint, trained_on_test=True), split)
+    assert not is_held_out(replace(checkpoint, data=None), split)
+    # The same images with another seed: others of them are held out.
+    assert not is_held_out(checkpoint, replace(split, seed=1))
+    assert not is_held_out(checkpoint, replace(split, fingerprint="another-one"))
+    without = {"validation_counts": [0, 0, 0]}
+    assert not is_held_out(replace(checkpoint, data=split.record() | without), split)
 
 
 def test_many_classes_fit_the_screen(in_process, tmp_path):

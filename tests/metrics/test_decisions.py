@@ -98,12 +98,14 @@ def test_decisions_at_the_images_own_shares_have_the_reports_numbers():
     assert list(decisions) == ["as predicted", "least cost"]
     assert (chosen == least_cost(probabilities, COSTS)).all()
 
-    shifted = shift_prior(probabilities, [0.6, 0.2, 0.2], prior)
-    decisions, chosen = decide(labels, probabilities, shifted, prior, COSTS)
+    shifted = shift_prior(probabilities, [0.9, 0.05, 0.05], prior)
+    costs = 2 - np.eye(3)
+    decisions, chosen = decide(labels, probabilities, shifted, prior, costs)
     assert list(decisions) == ["as predicted", "for these shares", "least cost"]
-    assert (chosen == least_cost(shifted, COSTS)).all()
+    assert (chosen == least_cost(shifted, costs)).all()
+    assert (chosen != least_cost(probabilities, costs)).any()
     confusion = confusion_matrix(labels, shifted.argmax(1))
-    assert decisions["for these shares"] == decision_report(confusion, prior, COSTS)
+    assert decisions["for these shares"] == decision_report(confusion, prior, costs)
 
 
 def test_costs_are_read_by_their_names(tmp_path):

@@ -1,5 +1,6 @@
 """Texts for an 80-column screen, and the Markdown table of recipes."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -9,10 +10,11 @@ from conftest import EMPTY, random_part
 
 from common.dataset.split import Split
 from common.metrics.comparison import Comparison, Summary, compare_predictions
+from common.metrics.probabilities import judge
 from common.metrics.report import report
 from common.reporting.data_tables import split_text
 from common.reporting.evaluation_tables import reading, report_text, reports_compared
-from common.reporting.probability_tables import differences_text
+from common.reporting.probability_tables import differences_text, probabilities_text
 from common.reporting.training_tables import (
     cell,
     compared_as_markdown,
@@ -108,6 +110,35 @@ def test_tables_of_classes_with_long_names_fit_80_columns_and_lose_none():
     text = report_text(r, "somewhere")
     assert max(map(len, text.splitlines())) <= 80
     assert text.count("x…") >= 3
+
+
+def test_probabilities_stand_in_their_rows_and_columns():
+    labels = np.repeat([0, 1, 2], [20, 7, 4])
+    r = judge(labels, np.random.default_rng(0).dirichlet([1, 1, 1], 31), CLASSES)
+
+    def number(value, ends):
+        return f"{value:.3f} [{ends[0]:.3f}, {ends[1]:.3f}]"
+
+    lines = probabilities_text(r).splitlines()
+    ends = r.intervals
+    for k, name in enumerate(CLASSES):
+        cells = [
+            number(r.average_precision[k], ends["average_precision"][k]),
+            f"{r.shares[k]:.3f}",
+            number(r.class_brier[k], ends["class_brier"][k]),
+            number(r.class_ece[k], ends["class_ece"][k]),
+        ]
+        (row,) = [line for line in lines if line.startswith(f"{name} ")]
+        assert re.split("  +", row) == [name, *cells]
+    whole = [
+        number(r.mean_average_precision, ends["mean_average_precision"]),
+        f"{np.mean(r.shares):.3f}",
+        number(r.brier, ends["brier"]),
+        number(r.ece, ends["ece"]),
+    ]
+    (row,) = [line for line in lines if line.startswith("all ")]
+    assert re.split("  +", row) == ["all", *whole]
+    assert f"log loss {number(r.log_loss, ends['log_loss'])}" in lines
 
 
 def test_the_report_has_the_lines_of_the_student_reports():
