@@ -5,7 +5,7 @@
 Prints for each checkpoint what both reports print, how good its probabilities are, and a
 reading in words, with 95% intervals; for several checkpoints their paired differences too.
 Saves figures/evaluate_NAME_*.png, every prediction in figures/evaluate_NAME_predictions.csv and
-every printed number in figures/evaluate_NAME.json.
+every printed number in figures/evaluate_NAME.json, of comparisons in figures/evaluate.json.
 """
 
 from dataclasses import asdict
@@ -91,7 +91,7 @@ def compare_networks(networks, evaluations, split, folder, shared):
     print(f"\n== All on the {len(split.test.labels)} test images, 95% intervals ==")
     print(f"{reports_compared(reports)}\n\n{differences_text(comparison)}")
     return save_result(
-        folder / "evaluate_comparison.json",
+        folder / "evaluate.json",  # which no checkpoint's name can make
         **shared,
         seconds=sum(network.seconds for network in networks.values()),
         checkpoints={name: network.record for name, network in networks.items()},

@@ -6,7 +6,6 @@ The module imports nothing heavy, so that `--help` answers at once.
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -17,7 +16,7 @@ from common.dataset import DEFAULT_CLASSES
 from common.errors import InputError
 from common.files import ROOT, output_folders
 from common.terminal import printable, run_to_exit_code
-from common.training.recipe import FIELDS, Recipe, option_name
+from common.training.recipe import FIELDS, Recipe, option_name, within_limits
 from common.training.recipes import select
 
 if TYPE_CHECKING:
@@ -48,31 +47,23 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{line}\n")
 
 
-def number(
-    kind: type,
-    *,
-    least: float | None = None,
-    above: float | None = None,
-    most: float | None = None,
-    below: float | None = None,
-) -> Callable[[str], Any]:
-    """Return an argparse type: a finite number of the kind int or float, within the limits."""
-    limits = {"of at least": least, "above": above, "at most": most, "below": below}
-    words = " and ".join(f"{word} {n:.10g}" for word, n in limits.items() if n is not None)
+def number(kind: type, **limits: float) -> Callable[[str], Any]:
+    """Return an argparse type: a finite number of the kind int or float, within the limits.
+
+    limits: least, above, most and below, as `within_limits` takes them.
+    """
+    titles = {"least": "of at least", "above": "above", "most": "at most", "below": "below"}
+    words = " and ".join(
+        f"{title} {limits[name]:.10g}" for name, title in titles.items() if name in limits
+    )
 
     def parse(text: str) -> Any:
         try:
             value = kind(text)
-            finite = math.isfinite(value)
-        except (ValueError, OverflowError):  # no number, or a whole number beyond any float
-            finite = False
-        if not (
-            finite
-            and (least is None or value >= least)
-            and (above is None or value > above)
-            and (most is None or value <= most)
-            and (below is None or value < below)
-        ):
+            fits = within_limits(value, **limits)
+        except ValueError:
+            fits = False
+        if not fits:
             noun = "a whole number" if kind is int else "a number"
             raise argparse.ArgumentTypeError(f"{text!r} is not {noun} {words}")
         return value

@@ -150,7 +150,7 @@ def test_several_checkpoints_are_compared_on_the_same_images(in_process, checkpo
     assert max(map(len, done.stdout.splitlines())) <= 80
     table = done.stdout.split("== All on the 32 test images")[1]
     assert "Differences from one, paired over images" in table
-    result = read(tmp_path / "figures/evaluate_comparison.json")["comparison"]
+    result = read(tmp_path / "figures/evaluate.json")["comparison"]
     labels = dry_split().test.labels.numpy()
     accuracies = [
         np.mean(probabilities_of(f"{n}.pt").argmax(1) == labels) for n in ("one", "two")
@@ -161,6 +161,14 @@ def test_several_checkpoints_are_compared_on_the_same_images(in_process, checkpo
     assert f"two  {found['difference']:+.3f} [{low:+.3f}, {high:+.3f}]" in table
     numbers = {number.lstrip("+-") for number in re.findall(r"[+-]\d\.\d{3}", table)}
     assert numbers <= {number.lstrip("-") for number in saved_numbers(result)}
+
+
+def test_a_checkpoint_of_any_name_keeps_its_result(in_process, checkpoints, tmp_path):
+    (tmp_path / "two.pt").rename("comparison.pt")
+    command = ("evaluate.py", "one.pt", "comparison.pt", *DRY_RUN, "--output-dir", tmp_path)
+    assert in_process(*command).returncode == 0
+    assert "report" in read(tmp_path / "figures/evaluate_comparison.json")
+    assert "comparison" in read(tmp_path / "figures/evaluate.json")
 
 
 def test_an_ensemble_averages_probabilities(in_process, checkpoints, tmp_path):
@@ -181,7 +189,7 @@ def test_an_ensemble_averages_probabilities(in_process, checkpoints, tmp_path):
     ]
     decided = [CLASSES[k] for k in np.mean(shifted, axis=0).argmax(1)]
     assert [row["decision"] for row in rows] == decided
-    comparison = read(tmp_path / "figures/evaluate_comparison.json")["comparison"]
+    comparison = read(tmp_path / "figures/evaluate.json")["comparison"]
     assert list(comparison["summaries"]) == ["one", "ensemble", "three", "ensemble+"]
 
 

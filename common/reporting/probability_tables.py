@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from common.metrics.comparison import SIGNIFICANT, Comparison, Summary
+from common.metrics.comparison import Comparison, Summary
 from common.metrics.probabilities import BINS, ProbabilityReport
 from common.reporting.evaluation_tables import MOST_CLASSES, SUMMARIES
 from common.reporting.tables import (
@@ -18,6 +18,7 @@ from common.reporting.tables import (
     side_by_side,
     with_interval,
 )
+from common.reporting.training_tables import images_legend
 
 # By why there is no temperature.
 NO_TEMPERATURE = {
@@ -139,16 +140,11 @@ def differences_text(comparison: Comparison) -> str:
         f"P(best {metric})": [f"{row[metric].best:.2f}" for row in summaries.values()]
         for metric in ("accuracy", "balanced accuracy", "G-mean")
     }
-    legend = (
-        f"†: p < {SIGNIFICANT} that the chance in the draw of the test images makes the"
-        f" difference, after Holm's correction over all {comparison.tests} tests of the table."
-        " It says nothing of other trainings of these networks."
-    )
     return "\n".join(
         [
             f"Differences from {comparison.reference}, paired over images, 95% intervals:",
             side_by_side(others, columns),
-            fill(legend, 80),
+            *(fill(sentence, 80) for sentence in images_legend(comparison)),
             "",
             "Probability that the network is the best of these, from the same draws:",
             side_by_side(list(summaries), best),

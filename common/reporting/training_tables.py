@@ -122,16 +122,17 @@ def legend(comparison: Comparison) -> list[str]:
             f"*: differs from {reference} by more than the training's randomness, on these test"
             " images (paired t-test over seeds); says nothing of other images."
         )
-    sentences += [
-        f"†: differs from {reference} by more than the chance in the draw of the test images"
-        " (paired over images, seeds pooled); says nothing of other trainings.",
-        f"Both: p < {SIGNIFICANT} after Holm's correction over all {comparison.tests} tests of"
-        " the table."
-        if seeds > 1
-        else f"p < {SIGNIFICANT} after Holm's correction over all {comparison.tests} tests of"
-        " the table.",
+    return sentences + images_legend(comparison)
+
+
+def images_legend(comparison: Comparison) -> list[str]:
+    """Return what the mark † means, and how many tests its p is corrected for."""
+    return [
+        f"†: differs from {comparison.reference} by more than the chance in the draw of the"
+        " test images (paired over images, seeds pooled); says nothing of other trainings.",
+        f"{'Both: ' if comparison.seeds > 1 else ''}p < {SIGNIFICANT} after Holm's correction"
+        f" over all {comparison.tests} tests of the table.",
     ]
-    return sentences
 
 
 def legend_text(comparison: Comparison) -> str:

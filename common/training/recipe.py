@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -206,10 +207,10 @@ class Recipe:
 
         A field that `saved` lacks has its default: it was added after the file was written.
         """
-        if not isinstance(saved, dict):
+        try:
+            return isinstance(saved, dict) and from_record(saved) == self
+        except InputError:
             return False
-        tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()}
-        return asdict(Recipe()) | tuples == asdict(self)
 
 
 def from_record(record: dict[str, Any]) -> Recipe:
@@ -220,29 +221,46 @@ def from_record(record: dict[str, Any]) -> Recipe:
     values = {}
     for name, value in record.items():
         if name not in FIELDS or not _is_possible(name, value):
-            raise InputError(f"recipe: {name} {value!r} is not of this version")
+            raise InputError(f"recipe: {name:.40} {value!r:.40} is not of this version")
         values[name] = tuple(value) if isinstance(value, list) else value
     return Recipe(**values)
 
 
 def _is_possible(name: str, value: Any) -> bool:
     """Return whether a field may have a value, by its type, choices and limits."""
-    each = FIELDS[name]
-    limits = dict(each.metadata)
-    several = "nargs" in limits
-    items = value if several and isinstance(value, list | tuple) else [value]
+    kind, limits = FIELDS[name].type, dict(FIELDS[name].metadata)
+    del limits["help"]
+    choices, is_list = limits.pop("choices"), limits.pop("nargs", None) is not None
     if value is None or isinstance(value, bool):
-        return "None" in each.type if value is None else each.type == "bool"
-    if several != isinstance(value, list | tuple):
+        return "None" in kind if value is None else kind == "bool"
+    if kind == "bool" or is_list != isinstance(value, list | tuple):
         return False
-    if limits["choices"]:
-        return all(isinstance(item, str) and item in limits["choices"] for item in items)
-    return each.type != "bool" and all(
-        isinstance(item, int if each.type.startswith("int") else int | float)
-        and limits.get("least", item) <= item <= limits.get("most", item)
-        and ("above" not in limits or item > limits["above"])
-        and ("below" not in limits or item < limits["below"])
-        for item in items
+    items = value if is_list else [value]
+    if choices:
+        return all(isinstance(item, str) and item in choices for item in items)
+    numbers = int if kind.startswith("int") else int | float
+    return all(isinstance(item, numbers) and within_limits(item, **limits) for item in items)
+
+
+def within_limits(
+    value: float,
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+    below: float | None = None,
+) -> bool:
+    """Return whether a number is finite and within the limits that are given."""
+    try:
+        finite = math.isfinite(value)
+    except OverflowError:  # a whole number beyond any float
+        return False
+    return (
+        finite
+        and (least is None or value >= least)
+        and (above is None or value > above)
+        and (most is None or value <= most)
+        and (below is None or value < below)
     )
 
 

@@ -106,7 +106,8 @@ def train_run(
         if len(part.labels):
             predictions = predict(network, part.images).argmax(1)
             result[name] = report(part.labels, predictions, split.classes).as_dict()
-    result["test_predictions"] = _as_text(predictions)
+            if part is split.test:
+                result["test_predictions"] = _as_text(predictions)
     checkpoint = {
         "network": network.cpu(),
         "architecture": recipe.network,

@@ -144,7 +144,7 @@ def test_a_record_of_an_earlier_version_has_the_defaults_of_what_it_lacks():
         ("epochs", 0), ("epochs", 1.5), ("epochs", True), ("epochs", "3"), ("tau", 11),
         ("learning_rate", 0), ("momentum", 1.0), ("loss", "none"), ("loss", ["focal"]),
         ("augment", "flip"), ("augment", ["turn"]), ("width", "wide"), ("nesterov", "yes"),
-        ("unknown", 1), ("tau", None),
+        ("unknown", 1), ("tau", None), ("epochs", 10**400), ("tau", float("nan")),
     ],
 )  # fmt: skip
 def test_a_record_that_no_recipe_has_is_refused(name, value):
