@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from sklearn.metrics import (
     accuracy_score,
-    classification_report,
     confusion_matrix,
     precision_recall_fscore_support,
     recall_score,
 )
 
 from common.metrics.intervals import PER_CLASS, scores_and_intervals
-
-LETTERS = 18  # of a class name in scikit-learn's table, so that it fits a screen
 
 
 @dataclass(frozen=True)
@@ -28,8 +25,7 @@ class Report:
     f1, support: lists (K,). macro, weighted: averages of precision, recall and f1 over all K
     classes, with equal weights and weighted by support. intervals: the 95% interval of each
     number, by name, all from one posterior (see `intervals`). undefined: the metrics that are 0
-    because their denominator is 0, such as "precision of cat". table: scikit-learn's
-    classification report.
+    because their denominator is 0, such as "precision of cat".
     """
 
     classes: tuple[str, ...]
@@ -45,11 +41,10 @@ class Report:
     weighted: dict[str, float]
     intervals: dict[str, Any]
     undefined: list[str]
-    table: str = field(repr=False)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the numbers, for a result file."""
-        return {name: value for name, value in asdict(self).items() if name != "table"}
+        return asdict(self)
 
 
 def report(labels: Sequence[int], predictions: Sequence[int], classes: Sequence[str]) -> Report:
@@ -87,7 +82,6 @@ def report(labels: Sequence[int], predictions: Sequence[int], classes: Sequence[
     undefined = [f"precision of {classes[k]}" for k in all_classes if predicted[k] == 0]
     undefined += [f"recall of {classes[k]}" for k in all_classes if support[k] == 0]
     undefined += [f"f1 of {classes[k]}" for k in all_classes if predicted[k] + support[k] == 0]
-    short = [n if len(n) <= LETTERS else f"{n[: LETTERS - 1]}…" for n in classes]
     return Report(
         classes=tuple(classes),
         confusion=confusion.tolist(),
@@ -100,7 +94,6 @@ def report(labels: Sequence[int], predictions: Sequence[int], classes: Sequence[
         support=support.tolist(),
         intervals=scores_and_intervals(confusion)[1],
         undefined=undefined,
-        table=classification_report(y, p, target_names=short, digits=3, **options),
         **averages,
     )
 
@@ -123,10 +116,17 @@ def from_confusion(confusion: Sequence[Sequence[int]], classes: Sequence[str]) -
     >>> from_confusion([[3, 1], [0, 1]], ["car", "cat"]).recall
     [0.75, 1.0]
     """
-    counts = np.asarray(confusion)
-    true, predicted = np.indices(counts.shape)
-    return report(
-        np.repeat(true.ravel(), counts.ravel()),
-        np.repeat(predicted.ravel(), counts.ravel()),
-        classes,
-    )
+    return report(*labels_and_predictions(confusion), classes)
+
+
+def labels_and_predictions(
+    confusion: Sequence[Sequence[int]],
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return labels and predictions, both (N,), that a confusion matrix (K, K) counts.
+
+    >>> [each.tolist() for each in labels_and_predictions([[2, 1], [0, 1]])]
+    [[0, 0, 0, 1], [0, 0, 1, 1]]
+    """
+    counts = np.asarray(confusion).ravel()
+    true, predicted = np.indices(np.shape(confusion))
+    return np.repeat(true.ravel(), counts), np.repeat(predicted.ravel(), counts)

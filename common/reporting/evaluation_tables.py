@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from textwrap import wrap
 
 import numpy as np
+from sklearn.metrics import classification_report
 
 from common.dataset.split import Split
 from common.metrics.groups import FEW, MANY, group_recalls, largest_confusions, shot_groups
 from common.metrics.intervals import PER_CLASS
-from common.metrics.report import Report
+from common.metrics.report import Report, labels_and_predictions
 from common.networks.checkpoint import Checkpoint
 from common.reporting.tables import (
     WIDTH,
@@ -64,7 +65,7 @@ def report_text(r: Report, source: str, train_counts: Sequence[int] | None = Non
     ]
     blocks = [
         _accuracies(r, source),
-        r.table.rstrip(),
+        _classification_report(r),
         "\n".join(undefined) if r.undefined else "",
         _with_intervals(r),
         *(
@@ -87,6 +88,17 @@ def _accuracies(r: Report, source: str) -> str:
         percent = f"{100 * r.recall[k]:.1f}".removesuffix(".0")
         lines.append(f"Accuracy of {shorten(name)} : {percent} %  ({found})")
     return "\n".join([*lines, f"(images: {source})"])
+
+
+def _classification_report(r: Report) -> str:
+    """Return scikit-learn's table, which the student reports print."""
+    return classification_report(
+        *labels_and_predictions(r.confusion),
+        labels=range(len(r.classes)),
+        target_names=short_names(r.classes),
+        digits=3,
+        zero_division=0,
+    ).rstrip()
 
 
 def _with_intervals(r: Report) -> str:

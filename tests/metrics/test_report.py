@@ -105,18 +105,10 @@ def test_every_number_has_an_interval_that_contains_it():
         assert ((low < value) & (value < high)).all(), name
 
 
-def test_the_table_has_a_row_for_each_class_with_three_digits():
-    r = report(*random_predictions(0), CLASSES)
-    rows = dict(line.split(maxsplit=1) for line in r.table.splitlines() if line.strip())
-    for k, name in enumerate(CLASSES):
-        values = [f"{v[k]:.3f}" for v in (r.precision, r.recall, r.f1)]
-        assert rows[name].split() == [*values, str(r.support[k])]
-
-
-def test_a_result_file_holds_all_numbers_but_not_the_table():
+def test_a_result_file_holds_all_numbers():
     r = report(*random_predictions(0), CLASSES)
     saved = r.as_dict()
-    assert [*saved, "table"] == [f.name for f in fields(Report)]
+    assert [*saved] == [f.name for f in fields(Report)]
     read = json.loads(json.dumps(saved))
     assert read["intervals"]["f1"] == r.intervals["f1"]
     assert (read["g_mean"], read["macro"]) == (r.g_mean, r.macro)

@@ -141,6 +141,16 @@ def test_probabilities_stand_in_their_rows_and_columns():
     assert f"log loss {number(r.log_loss, ends['log_loss'])}" in lines
 
 
+def test_the_table_of_scikit_learn_has_a_row_for_each_class_with_three_digits():
+    r = random_report()
+    table = report_text(r, "somewhere").split("support\n")[1].split("With 95%")[0]
+    rows = dict(line.split(maxsplit=1) for line in table.splitlines() if line.strip())
+    for k, name in enumerate(CLASSES):
+        values = [f"{v[k]:.3f}" for v in (r.precision, r.recall, r.f1)]
+        assert rows[name].split() == [*values, str(r.support[k])]
+    assert rows["accuracy"].split() == [f"{r.accuracy:.3f}", "200"]
+
+
 def test_the_report_has_the_lines_of_the_student_reports():
     y = np.repeat([0, 1, 2], [551, 51, 23])
     text = report_text(report(y, np.zeros_like(y), CLASSES), "somewhere")
