@@ -20,6 +20,7 @@ from matplotlib.ticker import LogFormatter
 from common.files import atomic_write
 from common.reporting.tables import shorten
 
+LONGEST_UPRIGHT = 9  # letters of a class name below a column of a matrix
 # The palette of Okabe and Ito (2008), which colour-blind readers can distinguish.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
 
@@ -100,9 +101,11 @@ def matrix(
             color="white" if shares[row, column] > 0.5 else "black",
         )
     names = [shorten(name) for name in classes]
-    turned = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
-    fits = max(map(len, names)) <= (9 if cells else 0)
-    axes.set_xticks(range(len(classes)), names, **({} if fits else turned))
+    axes.set_xticks(range(len(classes)), names)
+    if not cells or max(map(len, names)) > LONGEST_UPRIGHT:
+        axes.xaxis.set_tick_params(rotation=45)
+        for label in axes.get_xticklabels():
+            label.set(ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(classes)), names)
     figure.colorbar(picture, ax=axes, label=scale, shrink=0.9)
     return axes

@@ -144,6 +144,7 @@ def differences_text(comparison: Comparison) -> str:
         [
             f"Differences from {comparison.reference}, paired over images, 95% intervals:",
             side_by_side(others, columns),
+            "",
             *(fill(sentence, 80) for sentence in images_legend(comparison)),
             "",
             "Probability that the network is the best of these, from the same draws:",
