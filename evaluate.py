@@ -26,25 +26,29 @@ def main(args):
     from common.metrics.decisions import read_costs
     from common.networks.checkpoint import load_checkpoints, require_classes
     from common.reporting import evaluation
+    from common.training.assumed_shares import of_checkpoint
 
     device = options.torch_device(args)
     checkpoints = load_checkpoints(args.checkpoints, device)
     split = options.load_split(args)
     require_classes(args.checkpoints, checkpoints, split.classes)
-    prior, costs = None, None
+    prior, costs, assumed = None, None, {}
+    named = list(zip(args.checkpoints, checkpoints.items(), strict=True))
     if args.prior:
         if len(args.prior) != len(split.classes):
             given = f"{len(args.prior)} shares for {len(split.classes)} classes"
             raise InputError(f"--prior: {given}; give one for each class, in label order")
         prior = np.array(args.prior) / sum(args.prior)
+        counts = split.train.counts(len(split.classes))
+        assumed = {name: of_checkpoint(c, path, counts) for path, (name, c) in named}
     if args.cost:
         costs = read_costs(args.cost, split.classes)
 
     networks = {}
-    named = list(zip(args.checkpoints, checkpoints.items(), strict=True))
     for path, (name, checkpoint) in tqdm(named, "Predicting", leave=False, disable=None):
         heading = options.display_path(path)
-        networks[name] = evaluation.network_of(checkpoint, path, heading, split, prior)
+        given = checkpoint, path, heading, split, prior, assumed.get(name)
+        networks[name] = evaluation.network_of(*given)
     if args.ensemble:
         name = "ensemble"
         while name in networks:

@@ -280,7 +280,9 @@ def test_bad_input_is_one_line(in_process, checkpoints, tmp_path, options, words
     assert not (tmp_path / "o").exists()
 
 
-def test_a_recipe_of_another_version_can_still_be_evaluated(in_process, tmp_path):
+def test_a_recipe_of_another_version_can_still_be_evaluated(
+    in_process, checkpoints, tmp_path, monkeypatch
+):
     save_checkpoint(
         tmp_path / "later.pt", build("simple-cnn", {"classes": 3}), "simple-cnn",
         {"classes": 3}, classes=CLASSES, recipe={"sampler": "of 2030"}, seed=0,
@@ -288,6 +290,8 @@ def test_a_recipe_of_another_version_can_still_be_evaluated(in_process, tmp_path
     )  # fmt: skip
     common = (*DRY_RUN, "--output-dir", tmp_path)
     assert in_process("evaluate.py", "later.pt", *common).returncode == 0
-    done = in_process("evaluate.py", "later.pt", *common, "--prior", 1, 1, 1)
+    # Also beside others it is refused before any network predicts.
+    monkeypatch.setattr("common.reporting.evaluation.network_of", pytest.fail)
+    done = in_process("evaluate.py", "one.pt", "later.pt", *common, "--prior", 1, 1, 1)
     assert done.returncode == 2
     assert is_one_line(done.stderr, "later.pt", "sampler 'of 2030'", "--prior can't be used")

@@ -41,7 +41,7 @@ from common.reporting.probability_tables import (
 )
 from common.reporting.training_figures import confusion
 from common.reporting.training_tables import TRAINED_ON_TEST
-from common.training.assumed_shares import of_checkpoint, train_counts
+from common.training.assumed_shares import train_counts
 
 
 @dataclass(frozen=True)
@@ -96,21 +96,25 @@ class Evaluation:
 
 
 def network_of(
-    checkpoint: Checkpoint, path: Path, heading: str, split: Split, prior: np.ndarray | None
+    checkpoint: Checkpoint,
+    path: Path,
+    heading: str,
+    split: Split,
+    prior: np.ndarray | None,
+    assumed: list[float] | None,
 ) -> Network:
     """Return what the network of a checkpoint says of the images of a split.
 
-    prior: the shares (K,) of --prior, or None. Raises InputError if the checkpoint does not
-    tell which shares its probabilities assume, and there is a prior.
+    prior: the shares (K,) of --prior, and assumed: those that the network's probabilities
+    assume, or both None.
     """
     start = time.perf_counter()
     counts = split.train.counts(len(split.classes))
     test = softmax(predict(checkpoint.network, split.test.images).numpy())
-    validation = assumed = shifted = None
+    validation = shifted = None
     if len(split.validation.labels) and is_held_out(checkpoint, split):
         validation = softmax(predict(checkpoint.network, split.validation.images).numpy())
     if prior is not None:
-        assumed = of_checkpoint(checkpoint, path, counts)
         shifted = shift_prior(test, assumed, prior)
     return Network(
         heading=heading,

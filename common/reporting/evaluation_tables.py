@@ -54,7 +54,7 @@ def reading(r: Report, k: int) -> str:
     return f"{name} {sentence}{caution if unsure else ''}."
 
 
-def report_text(r: Report, source: str, train_counts: Sequence[int] | None = None) -> str:
+def report_text(r: Report, source: str, train_counts: Sequence[int]) -> str:
     """Return the whole report: the lines of the student reports, tables, plain sentences.
 
     train_counts: of the images that the network was trained on, for reports on many classes.
@@ -143,10 +143,10 @@ def _confusion(r: Report) -> str:
     )
 
 
-def _many_classes(r: Report, train_counts: Sequence[int] | None) -> list[str]:
+def _many_classes(r: Report, train_counts: Sequence[int]) -> list[str]:
     """Return what stands in place of a large confusion matrix."""
     confusion = np.array(r.confusion)
-    groups = {} if train_counts is None else shot_groups(train_counts)
+    groups = shot_groups(train_counts)
     rows = [
         [f"{name} ({len(groups[name])} classes)", with_interval(value, ends)]
         for name, (value, ends) in group_recalls(confusion, groups).items()

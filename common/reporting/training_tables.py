@@ -67,7 +67,8 @@ def run_text(
         )
     if whole_report:
         lines += [f"{NOT_HELD_OUT}\n"] if result["trained_on_test"] else []
-        lines += ["", report_text(report, split.source)]
+        counts = split.train.counts(len(split.classes))
+        lines += ["", report_text(report, split.source, counts)]
     else:
         lines.append(reports_compared({run.name: report}))
         lines += [TRAINED_ON_TEST] if result["trained_on_test"] else []

@@ -60,7 +60,7 @@ def random_report(absent_label=None, absent_prediction=None):
 @pytest.mark.parametrize(("label", "prediction"), [(None, None), (None, 2), (1, None), (1, 1)])
 def test_the_report_fits_80_columns_and_marks_undefined_values(label, prediction):
     r = random_report(label, prediction)
-    text = report_text(r, "somewhere")
+    text = report_text(r, "somewhere", [300, 20, 10])
     assert max(map(len, text.splitlines())) <= 80
     assert text.count("0.000 undefined") == len(r.undefined)
     assert all(f"- {name}\n" in text for name in r.undefined)
@@ -107,7 +107,7 @@ def test_tables_of_classes_with_long_names_fit_80_columns_and_lose_none():
     for text in texts:
         assert max(map(len, text.splitlines())) <= 80
         assert text.count("recall of x") == 3
-    text = report_text(r, "somewhere")
+    text = report_text(r, "somewhere", [300, 20, 10])
     assert max(map(len, text.splitlines())) <= 80
     assert text.count("x…") >= 3
 
@@ -143,7 +143,9 @@ def test_probabilities_stand_in_their_rows_and_columns():
 
 def test_the_table_of_scikit_learn_has_a_row_for_each_class_with_three_digits():
     r = random_report()
-    table = report_text(r, "somewhere").split("support\n")[1].split("With 95%")[0]
+    table = (
+        report_text(r, "somewhere", [300, 20, 10]).split("support\n")[1].split("With 95%")[0]
+    )
     rows = dict(line.split(maxsplit=1) for line in table.splitlines() if line.strip())
     for k, name in enumerate(CLASSES):
         values = [f"{v[k]:.3f}" for v in (r.precision, r.recall, r.f1)]
@@ -153,7 +155,7 @@ def test_the_table_of_scikit_learn_has_a_row_for_each_class_with_three_digits():
 
 def test_the_report_has_the_lines_of_the_student_reports():
     y = np.repeat([0, 1, 2], [551, 51, 23])
-    text = report_text(report(y, np.zeros_like(y), CLASSES), "somewhere")
+    text = report_text(report(y, np.zeros_like(y), CLASSES), "somewhere", [300, 20, 10])
     for line in (
         "Accuracy of the network on the 625 test images: 88.16 %",
         "Accuracy of car : 100 %",
