@@ -34,7 +34,6 @@ def paired_scores(
     (2, DRAWS, networks, K) for a metric of each class; the halves are those of
     `intervals.row_draws`.
     """
-    rng = np.random.default_rng(0)
     support, seeds = np.bincount(labels, minlength=classes), [len(runs) for runs in predictions]
     answers = _answers(np.concatenate(predictions), classes)
     members = labels == np.arange(classes)[:, None]
@@ -46,16 +45,25 @@ def paired_scores(
     priors = np.stack(
         [[row_prior(classes)] * len(pooled), [seen_prior(counts) for counts in pooled]]
     )
+    # A generator for each class, and for each network and class: the draws of two networks do
+    # not depend on how many others there are.
+    of_images = [np.random.default_rng([0, k]) for k in range(classes)]
+    of_network = [
+        [np.random.default_rng([1, k, n]) for n in range(len(pooled))] for k in range(classes)
+    ]
     blocks = []
     for size in _block_sizes(DRAWS, max(2 * len(answers) * classes**2, len(labels))):
         rows = np.empty((2, size, len(answers), classes, classes))
         for k in range(classes):
-            weights = rng.standard_exponential((size, support[k]))
+            weights = of_images[k].standard_exponential((size, support[k]))
             seen = np.tensordot(weights, answers[:, members[k]], (1, 1))  # (size, runs, K)
-            shape = (2, size, len(predictions), classes)
-            imagined = rng.standard_gamma(priors[:, None, :, k], shape)
+            imagined = [
+                rng.standard_gamma(priors[:, n, k], (size, 2, classes))
+                for n, rng in enumerate(of_network[k])
+            ]
             # All seeds of a network answer an imagined image alike.
-            rows[..., k, :] = seen + np.repeat(imagined, seeds, axis=2)
+            answered = np.repeat(np.stack(imagined, 2).swapaxes(0, 1), seeds, axis=2)
+            rows[..., k, :] = seen + answered  # (2, size, runs, K)
         rows /= rows.sum(-1, keepdims=True)
         blocks.append(_means_over_seeds(_row_scores(rows, support), seeds))
     return {name: np.concatenate([block[name] for block in blocks], 1) for name in blocks[0]}

@@ -119,6 +119,13 @@ def test_95_percent_of_the_intervals_of_a_difference_hold_the_true_one():
     assert (held / simulations).min() >= 0.92, held / simulations
 
 
+def test_draws_of_two_networks_do_not_depend_on_others():
+    two = paired_scores(LABELS, [A[None], B[None]], 3)
+    more = paired_scores(LABELS, [A[None], B[None], *[LABELS[None]] * 40], 3)
+    for name in METRICS:
+        np.testing.assert_array_equal(more[name][:, :, :2], two[name], name)
+
+
 def test_the_order_of_the_images_does_not_matter():
     order = np.random.default_rng(0).permutation(len(LABELS))
     draws = paired_scores(LABELS, [A[None], B[None]], 3)
