@@ -34,7 +34,7 @@ def main(args):
     from common.attacks.table import Settings
     from common.dataset.split import LabelledImages
     from common.files import save_result
-    from common.networks.checkpoint import load_checkpoints, require_classes
+    from common.networks.checkpoint import load_checkpoints, require_match
     from common.reporting import attack_tables as tables
     from common.reporting.attack_pictures import Subject, save_figures
     from common.reporting.data_tables import split_text
@@ -42,18 +42,17 @@ def main(args):
 
     start = time.perf_counter()
     device = options.torch_device(args)
-    checkpoints = load_checkpoints(paths, device)
+    checkpoints = load_checkpoints(paths, device, args.network)
     split = options.load_split(args)
     classes = split.classes
-    require_classes(paths, checkpoints, classes)
+    require_match(paths, checkpoints, classes, split.image_size)
     pairs = robustness.class_pairs(args.pairs, classes)
     test = robustness.to_attack(split.test, device)
-    train = LabelledImages(*(values.to(device) for values in split.train))
+    train = LabelledImages(split.train.images[:].to(device), split.train.labels.to(device))
     for name, checkpoint in checkpoints.items():
         checkpoint.network.to(memory_format=torch.channels_last)
         robustness.correctly_classified(checkpoint.network, *test, name)
-    first = next(iter(checkpoints))
-    network = checkpoints[first].network
+    first, network = next((name, c.network) for name, c in checkpoints.items())
     targets = robustness.make_targets(args.target, test.labels, classes)
     chosen = robustness.sample(network, test, targets, args.images, args.seed)
 
@@ -144,7 +143,8 @@ if __name__ == "__main__":
     add("--target", type=options.text, metavar="CLASS",
         help="target of all optimised noise (default: each image's next class)")
     add("--pairs", nargs="+", type=options.text, metavar="TRUE:TARGET",
-        help="pairs in the figure of optimised noise (default: the first class to each other)")
+        help="pairs in the figure of optimised noise (default: the first class to the next 7)")
     add("--epsilon", type=epsilon, metavar="E", default=16,
         help="bound of the universal noise, in 1/255 (default: %(default)s)")
+    options.add_network(parser)
     options.run(main, parser, ["figures"])

@@ -1,13 +1,16 @@
 """Stage 2: any checkpoint on the test images: report, calibration, decisions, errors.
 
     python evaluate.py [CHECKPOINT ...] [--prior SHARE ...] [--cost FILE] [--ensemble]
+    python evaluate.py [CHECKPOINT ...] --predict FOLDER_OR_FILE ... [--abstain P]
 
 Prints for each checkpoint what both reports print, how good its probabilities are, and a
 reading in words, with 95% intervals; for several checkpoints their paired differences too.
 Saves figures/evaluate_NAME_*.png, every prediction in figures/evaluate_NAME_predictions.csv and
 every printed number in figures/evaluate_NAME.json, of comparisons in figures/evaluate.json.
+With --predict, what the network says of image files: figures/predict_NAME.csv.
 """
 
+import sys
 from dataclasses import asdict
 
 from common import options
@@ -16,31 +19,34 @@ from common.files import ROOT
 
 
 def main(args):
+    if args.predict:
+        return predict_files(args)
+    if args.abstain is not None:
+        raise InputError("--abstain: is for the images of --predict; add that option")
     if args.ensemble and len(args.checkpoints) < 2:
         raise InputError("--ensemble: averages several checkpoints; name two or more")
+    if args.export and len(args.checkpoints) > 1:
+        raise InputError("--export: writes one network; name one checkpoint")
 
-    import numpy as np
     from tqdm import tqdm
 
     from common.files import save_result
     from common.metrics.decisions import read_costs
-    from common.networks.checkpoint import load_checkpoints, require_classes
+    from common.networks.checkpoint import load_checkpoints, require_match
     from common.reporting import evaluation
-    from common.training.assumed_shares import of_checkpoint
 
     device = options.torch_device(args)
-    checkpoints = load_checkpoints(args.checkpoints, device)
+    checkpoints = load_checkpoints(args.checkpoints, device, args.network)
     split = options.load_split(args)
-    require_classes(args.checkpoints, checkpoints, split.classes)
+    require_match(args.checkpoints, checkpoints, split.classes, split.image_size)
+    if args.export:
+        from common.networks.export import export_onnx
+
+        print(f"ONNX: {export_onnx(*checkpoints.values(), args.export)}")
     prior, costs, assumed = None, None, {}
     named = list(zip(args.checkpoints, checkpoints.items(), strict=True))
     if args.prior:
-        if len(args.prior) != len(split.classes):
-            given = f"{len(args.prior)} shares for {len(split.classes)} classes"
-            raise InputError(f"--prior: {given}; give one for each class, in label order")
-        prior = np.array(args.prior) / sum(args.prior)
-        counts = split.train.counts(len(split.classes))
-        assumed = {name: of_checkpoint(c, path, counts) for path, (name, c) in named}
+        prior, assumed = evaluation.wanted_and_assumed_shares(args.prior, named, split)
     if args.cost:
         costs = read_costs(args.cost, split.classes)
 
@@ -75,32 +81,40 @@ def main(args):
         )
         saved.append(result)
     if len(networks) > 1:
-        saved.append(compare_networks(networks, evaluations, split, folder, shared))
+        text, comparison = evaluation.compare(networks, evaluations, split)
+        print(f"\n{text}")
+        result = save_result(
+            folder / "evaluate.json",  # which no checkpoint's name can make
+            **shared,
+            seconds=sum(network.seconds for network in networks.values()),
+            checkpoints={name: network.record for name, network in networks.items()},
+            comparison=asdict(comparison),
+        )
+        saved.append(result)
+    options.print_saved(*saved, *([args.export] if args.export else []))
+
+
+def predict_files(args):
+    """Print and save what each checkpoint says of image files, without a data set."""
+    alone = ("prior", "cost", "ensemble", "export")
+    useless = [f"--{name}" for name in alone if getattr(args, name)]
+    for option in useless + options.typed_options(args, ["images"]):
+        raise InputError(f"--predict: loads no data set, {option} does nothing; leave it out")
+
+    from common.networks.checkpoint import load_checkpoints
+    from common.reporting.predictions import find_images, predictions_text, save_predictions
+
+    images = find_images(args.predict)
+    saved = []
+    checkpoints = load_checkpoints(args.checkpoints, options.torch_device(args), args.network)
+    for name, checkpoint in checkpoints.items():
+        saved.append(options.output_dir(args) / "figures" / f"predict_{name}.csv")
+        found = save_predictions(saved[-1], checkpoint, images, args.abstain)
+        print(f"\n== {name} on {len(images) - len(found.unread):,} images ==")
+        print(predictions_text(found, args.abstain), flush=True)
+    for message in found.unread:  # the same for each network
+        print(f"evaluate.py: {message}", file=sys.stderr)
     options.print_saved(*saved)
-
-
-def compare_networks(networks, evaluations, split, folder, shared):
-    """Print how several networks compare on the same images, and save it."""
-    from common.files import save_result
-    from common.metrics.comparison import compare_predictions
-    from common.reporting.evaluation_tables import reports_compared
-    from common.reporting.probability_tables import differences_text
-
-    reports = {name: each.report for name, each in evaluations.items()}
-    comparison = compare_predictions(
-        {name: [report.as_dict()] for name, report in reports.items()},
-        {name: network.test.argmax(1)[None] for name, network in networks.items()},
-        split.test.labels.numpy(),
-    )
-    print(f"\n== All on the {len(split.test.labels)} test images, 95% intervals ==")
-    print(f"{reports_compared(reports)}\n\n{differences_text(comparison)}")
-    return save_result(
-        folder / "evaluate.json",  # which no checkpoint's name can make
-        **shared,
-        seconds=sum(network.seconds for network in networks.values()),
-        checkpoints={name: network.record for name, network in networks.items()},
-        comparison=asdict(comparison),
-    )
 
 
 if __name__ == "__main__":
@@ -118,5 +132,14 @@ if __name__ == "__main__":
         " decide for the least expected cost (default: none)")
     add("--ensemble", action="store_true",
         help="evaluate also the mean of the checkpoints' probabilities (default: off)")
+    add("--export", type=options.path, metavar="FILE.onnx",
+        help="write the network, with its normalisation and class names, as ONNX (needs pip"
+        " install onnx onnxscript; default: none)")
+    add("--predict", nargs="+", type=options.path, metavar="FOLDER_OR_FILE",
+        help="instead, predict the class of these image files, at any depth of folders"
+        " (default: none)")
+    add("--abstain", type=options.number(float, above=0, below=1), metavar="P",
+        help="with --predict: no class where no probability is P or more (default: none)")
+    options.add_network(parser)
     # fmt: on
     options.run(main, parser, ["figures"])

@@ -4,9 +4,10 @@
 
 Prints image size, class counts and shares, pixel statistics, whether the order is random,
 whether the test images resemble the train images, and duplicates; with --audit-labels also
-which train labels may be wrong. Saves figures/inspect_data_*.png, every printed number in
-figures/inspect_data.json, the duplicates and suspects in data/*.csv, and a page to look
-through it all and decide about the suspects, figures/inspect_data.html.
+which train labels may be wrong. Ends with advice: recipes that suit, classes with too few
+test images, how long training takes, the next command. Saves figures/inspect_data_*.png, every
+printed number in figures/inspect_data.json, the duplicates and suspects in data/*.csv, and a
+page to look through it all and decide about the suspects, figures/inspect_data.html.
 """
 
 import time
@@ -16,14 +17,14 @@ from common import options
 from common.errors import InputError
 from common.files import ROOT
 
-SUSPECTS = "label_suspects.csv"
-
 
 def main(args):
     from common.dataset.label_fixes import read_suspects
     from common.files import save_result
-    from common.inspection import overview, review_page
+    from common.inspection import advice, overview, review_page
     from common.reporting import data_tables as tables
+    from common.reporting.advice_text import advice_text
+    from common.reporting.audit import SUSPECTS
     from common.reporting.data_figures import save_figures
 
     if args.audit_labels and (args.validation or args.label_fixes):
@@ -54,6 +55,11 @@ def main(args):
         suspects, audited, more = audit_labels(args, device, split, root)
         files += more
 
+    seconds = 0 if args.dry_run else advice.MEASURED_SECONDS
+    advised = advice.advise(split, device, seconds)
+    own = (options.typed_options(args, [group]) for group in ("images", "run"))
+    print(f"\n{advice_text(advised, str(device), *own)}", flush=True)
+
     folder = root / "figures"
     saved = save_figures(folder / "inspect_data", split, found)
     pictures = [path for path in [*saved, *files] if path.suffix == ".png"]
@@ -78,6 +84,7 @@ def main(args):
         **found.record(),
         duplicates=duplicates,
         **audited,
+        advice=advised.record(),
     )
     options.print_saved(*saved, *files, page, result)
 
@@ -95,12 +102,8 @@ def save_duplicates(duplicates, split, root):
 
 def audit_labels(args, device, split, root):
     """Audit the labels and print the result; return suspects, numbers to save, and files."""
-    from common.dataset.label_fixes import write_suspects
-    from common.files import save_table
     from common.inspection import label_audit
-    from common.reporting.contact_sheets import suspects_figure
-    from common.reporting.data_figures import label_joint
-    from common.reporting.data_tables import audit_text, planted_text
+    from common.reporting.audit import report_audit
 
     classes, labels = split.classes, split.train.labels.numpy()
     recipe = replace(label_audit.RECIPE, epochs=1) if args.dry_run else label_audit.RECIPE
@@ -110,31 +113,9 @@ def audit_labels(args, device, split, root):
         **options.share_cores(args, device, label_audit.FOLDS),
     )  # fmt: skip
     audit = label_audit.audit(logits, labels)
-    listed = label_audit.suspects(audit, labels, classes, split.train_files)
-    file = root / "data" / SUSPECTS
-    suspects = write_suspects(file, listed, split.train_fingerprint)
-    print(f"\n{audit_text(audit, suspects, classes, len(labels))}")
-    numbers = {
-        "joint": audit.joint.tolist(),
-        "recipe": asdict(recipe),
-        "folds": label_audit.FOLDS,
-        "suspects": [suspect._asdict() for suspect in suspects],
-    }
-    if split.true_labels is not None:
-        true_labels = split.true_labels.numpy()
-        numbers["planted"] = label_audit.against_truth(audit, labels, true_labels, classes)
-        if numbers["planted"]:
-            print(f"\n{planted_text(numbers['planted'])}")
-    ranking = label_audit.ranking(audit, labels, classes, split.train_files)
-    figures, n, source = root / "figures", len(labels), split.source
-    joint, sheet = (figures / f"inspect_data_{name}.png" for name in ("joint", "suspects"))
-    files = [
-        file,
-        save_table(root / "data" / "label_ranking.csv", ranking, list(ranking[0])),
-        label_joint(joint, audit.joint, classes, n, source),
-    ]
-    if suspects:
-        files.append(suspects_figure(sheet, suspects, split.train.images, source))
+    suspects, text, numbers, files = report_audit(audit, split, root)
+    print(f"\n{text}", flush=True)
+    numbers |= {"recipe": asdict(recipe), "folds": label_audit.FOLDS}
     return suspects, {"audit": numbers}, files
 
 

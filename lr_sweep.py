@@ -15,6 +15,7 @@ from itertools import pairwise
 
 from common import options
 from common.errors import DivergedError, InputError
+from common.files import ROOT
 from common.training.recipes import RECIPES, variant_name
 
 RATES = [1e-10, 5e-5, 5e-4, 5e-3, 5e-2, 0.1, 0.5]  # those of both reports
@@ -23,6 +24,7 @@ RANGE = (1e-7, 10.0)
 
 
 def main(args):
+    options.check_training(args)
     ((name, recipe),) = options.chosen_recipes([args.recipe], args).items()
     if args.epochs != EPOCHS and not args.dry_run:
         name += f"+epochs={args.epochs}"
@@ -34,50 +36,47 @@ def main(args):
     if args.validation == 0:
         raise InputError("--validation 0: the rates are judged by it; give a share above 0")
 
-    from common.networks.build import build
     from common.reporting.data_tables import split_text
-    from common.training.resampling import check_class_counts, make_examples
+    from common.training.runs import check_recipes
+    from common.training.setup_run import set_up
 
     device = options.torch_device(args)
     split = options.load_split(args)
-    check_class_counts(recipe, split.train.counts(len(split.classes)), split.classes)
+    facts = check_recipes([recipe], split, args.cluster)[recipe]
     print(split_text(split))
-    examples = make_examples(split.train, split.test, recipe, split.classes, args.seed)
-    network = build(recipe.network, recipe.network_arguments(len(split.classes)), args.seed)
+    settings = options.training_settings(args, device, len(args.learning_rates))
+    threads = settings["jobs"] * settings["threads"]  # with which `train_all` computes features
+    how = {"device": device, "threads": threads, "facts": facts, "cache": ROOT / "data"}
+    ready = set_up(recipe, split, args.seed, **how)
+    n = len(ready.examples.labels)
     caption = (
         f"{split.source}; {name}, batch {recipe.batch_size}, seed {args.seed};"
-        f" n = {len(examples.labels):,} examples, {len(split.validation.labels)} validation"
-        " images"
+        f" n = {n:,} examples, {len(split.validation.labels)} validation images"
     )
-    print(f"{name}: {len(examples.labels):,} examples, batch {recipe.batch_size}", flush=True)
+    print(f"{name}: {n:,} examples, batch {recipe.batch_size}", flush=True)
     stage = range_test_stage if args.range_test else sweep_stage
-    stage(args, name, recipe, split, examples, network, device, caption)
+    stage(args, name, recipe, split, settings, ready, device, caption)
 
 
-def sweep_stage(args, name, recipe, split, examples, network, device, caption):
+def sweep_stage(args, name, recipe, split, settings, ready, device, caption):
     """Train at every rate, and print and save how the rates compare."""
     from common.files import save_result
     from common.reporting.learning_rate_figures import sweep_figures
     from common.reporting.learning_rate_tables import sweep_text
-    from common.training.learning_rates import best_rate, start_loss, verdict
+    from common.training.learning_rates import best_rate, judge, start_loss
     from common.training.runs import Run, measured, train_all
 
     runs = [
         Run(f"{name}-lr{rate:g}", replace(recipe, learning_rate=rate), args.seed)
         for rate in sorted(args.learning_rates)
     ]
-    settings = options.training_settings(args, device, len(runs))
     root = options.output_dir(args)
     print(f"{len(runs)} learning rates, {recipe.epochs} epochs each, on {device}", flush=True)
     result_by_run = dict(train_all(runs, split, root / "models", **settings))
     result_by_rate = {run.recipe.learning_rate: result_by_run[run] for run in runs}
-    start = start_loss(network, examples, recipe, seed=args.seed, device=device)
-    last = [r["history"]["loss"][-1] for r in result_by_rate.values() if not r["diverged"]]
-    lowest = min(last, default=start)
-    verdicts = {
-        rate: verdict(start, result["history"], lowest)
-        for rate, result in result_by_rate.items()
-    }
+    fitted = (ready.trained, ready.examples, ready.recipe)
+    start = start_loss(*fitted, seed=args.seed, device=device)
+    verdicts = judge(start, result_by_rate)
     best = best_rate(result_by_rate)
     print(f"\nLoss before training: {start:.4f}\n")
     print(sweep_text(result_by_rate, verdicts, best, len(split.validation.labels)))
@@ -97,10 +96,10 @@ def sweep_stage(args, name, recipe, split, examples, network, device, caption):
         ],
     )
     options.print_saved(*figures, result)
-    print(f"saved {options.display_path(root / 'models' / name)}-lrRATE.pt and .json")
+    print(f"saved {options.display_path(root / 'models' / name)}-lrRATE.pt, .json and .csv")
 
 
-def range_test_stage(args, name, recipe, split, examples, network, device, caption):
+def range_test_stage(args, name, recipe, split, _settings, ready, device, caption):
     """Run the range test, and print and save it beside the best rate of an earlier sweep."""
     from common.files import save_result
     from common.reporting.learning_rate_figures import range_test_figure
@@ -111,7 +110,7 @@ def range_test_stage(args, name, recipe, split, examples, network, device, capti
     lowest, highest = RANGE
     limits = {"lowest": lowest, "highest": highest, "seed": args.seed, "device": device}
     try:
-        test = range_test(network, examples, recipe, **limits)
+        test = range_test(ready.trained, ready.examples, ready.recipe, **limits)
     except DivergedError as error:
         raise InputError(f"--range-test: {error}") from None
     folder = options.output_dir(args) / "figures"

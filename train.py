@@ -4,12 +4,14 @@
 
 Trains each recipe (default: report A's experiments), prints one table and reports on the
 test images. Saves models/NAME.pt with its result file models/NAME.json for each run,
-figures/train_NAME_*.png, and figures/train_comparison.{png,md,json}. A finished run is not
-trained again: after an interruption the same command does what is missing.
+figures/train_NAME_*.png, and figures/train_comparison.{png,md,json}; models/NAME.csv gets a
+line as each epoch ends. A finished run is not trained again: after an interruption the same
+command does what is missing.
 """
 
 import argparse
 from dataclasses import asdict
+from pathlib import Path
 from textwrap import fill
 
 from common import options
@@ -18,6 +20,7 @@ from common.training.recipes import REPORT_A, variant_name
 
 
 def main(args):
+    options.check_training(args)
     recipes = options.chosen_recipes(args.recipes, args)
     seeds = range(args.seed, args.seed + args.seeds)
     if seeds[-1] > options.MOST_SEED:
@@ -39,13 +42,11 @@ def main(args):
     from common.reporting.data_tables import split_text
     from common.reporting.training_figures import run_figures
     from common.reporting.training_tables import run_text
-    from common.training.resampling import check_class_counts
-    from common.training.runs import Run, train_all
+    from common.training.runs import Run, check_recipes, train_all
 
     device = options.torch_device(args)
     split = options.load_split(args)
-    for recipe in recipes.values():
-        check_class_counts(recipe, split.train.counts(len(split.classes)), split.classes)
+    check_recipes(recipes.values(), split, args.cluster)
     runs = [Run(name, recipes[name], seed) for name in recipes for seed in seeds]
     settings = options.training_settings(args, device, len(runs))
     root = options.output_dir(args)
@@ -61,8 +62,8 @@ def main(args):
         print(f"\n{run_text(run, result, report, split, len(runs) == 1)}", flush=True)
         if report is not None:
             figures = run_figures(root / "figures", run, result, report, split)
-            checkpoint = root / "models" / f"{run.file}.pt"
-            options.print_saved(checkpoint, checkpoint.with_suffix(".json"), *figures)
+            paths = [root / "models" / f"{run.file}.{end}" for end in ("pt", "json", "csv")]
+            options.print_saved(*filter(Path.exists, paths), *figures)
     if len(recipes) > 1 or args.seeds > 1:
         compare_recipes(
             args, recipes, {run: result_by_run[run] for run in runs}, split, str(device)

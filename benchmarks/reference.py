@@ -19,12 +19,12 @@ from torchvision import transforms
 from common.dataset.split import LabelledImages
 from common.networks.build import build
 from common.training import losses
-from common.training.augmentation import MAX_SHIFT
+from common.training.augmentation import max_shift
 from common.training.recipe import Recipe
 
 AUGMENT = {
     "flip": transforms.RandomHorizontalFlip,
-    "crop": partial(transforms.RandomCrop, 32, padding=MAX_SHIFT, padding_mode="reflect"),
+    "crop": partial(transforms.RandomCrop, 32, padding=max_shift(32), padding_mode="reflect"),
 }
 
 

@@ -6,16 +6,17 @@ The module imports nothing heavy, so that `--help` answers at once.
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from common.dataset import DEFAULT_CLASSES
 from common.errors import InputError
 from common.files import ROOT, output_folders
 from common.terminal import printable, run_to_exit_code
+from common.training.log import require_tensorboard
 from common.training.recipe import FIELDS, Recipe, option_name, within_limits
 from common.training.recipes import select
 
@@ -25,8 +26,9 @@ if TYPE_CHECKING:
     from common.dataset.split import Split
 
 SOURCES = (
-    "cifar10 (downloaded once), synthetic, or a path: a folder with cifar-10-batches-py,"
-    " train/CLASS/*.png|jpg, or train.pickle and dev.pickle; or a cifar-10-python.tar.gz"
+    "cifar10 (downloaded once), synthetic, or a path: a folder of your own with a folder of"
+    " images for each class, split into train/ and test/ or not; a folder with"
+    " cifar-10-batches-py, or with train.pickle and dev.pickle; or a cifar-10-python.tar.gz"
     " (default: $CIFAR10_DIR when set, else cifar10; synthetic when that can't be downloaded)"
 )
 DRY_RUN_EPOCHS = 2
@@ -85,6 +87,25 @@ def image_count(text: str) -> int | str:
     return text if text == "full" else POSITIVE(text)
 
 
+def train_image_count(text: str) -> int | str:
+    """Parse `image_count`, or "exp:RATIO" or "step:RATIO": an imbalance of the field."""
+    kind, colon, ratio = text.partition(":")
+    if not colon:
+        return image_count(text)
+    if kind not in ("exp", "step"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not exp:RATIO or step:RATIO")
+    number(float, least=1, most=1e6)(ratio)
+    return text
+
+
+def byte_count(text: str) -> int:
+    """Parse "2G" or "500M" as a number of bytes."""
+    unit = {"M": 2**20, "G": 2**30}.get(text[-1:])
+    if unit is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 2G or 500M")
+    return round(number(float, above=0, most=1e6)(text[:-1]) * unit)
+
+
 def text(given: str) -> str:
     """Parse a text that is not empty: an empty one comes from a variable without a value."""
     if not given:
@@ -118,12 +139,28 @@ def make_parser(description: str) -> Parser:
     add = parser.add_argument_group("images").add_argument
     # fmt: off
     add("--data", type=text, metavar="SOURCE", help=SOURCES)
-    add("--classes", nargs="+", type=text, metavar="NAME", default=list(DEFAULT_CLASSES),
-        help="classes of the source, in label order (default: automobile truck cat)")
-    for part, counts in (("train", "4949 466 210"), ("test", "551 51 23")):
-        add(f"--{part}-counts", nargs="+", type=image_count, metavar="N",
-            help=f"{part} images per class, in label order, or full: all of them (default:"
-            f" {counts}; full for the course's pickles)")
+    add("--image-size", type=number(int, least=16, most=224), metavar="N",
+        help="resize every image to N x N pixels (default: all must be 32 x 32)")
+    add("--classes", nargs="+", type=text, metavar="NAME",
+        help="classes of the source, in label order, or all (default: automobile truck cat; of"
+        " a folder of your own all, the largest first)")
+    add("--train-counts", nargs="+", type=train_image_count, metavar="N",
+        help="train images per class, in label order; or full: all of them; or exp:RATIO or"
+        " step:RATIO: from all of the first class to a RATIO-th of them, long-tailed or in one"
+        " step (default: 4949 466 210 for three classes of CIFAR-10, else full)")
+    add("--test-counts", nargs="+", type=image_count, metavar="N",
+        help="test images per class, or full (default: 551 51 23 for three classes of"
+        " CIFAR-10, else full)")
+    add("--test-share", type=number(float, above=0, below=1), metavar="SHARE",
+        help="stratified share of the images to test on, for a folder without train/ and test/"
+        " (default: 0.2)")
+    add("--groups", type=path, metavar="FILE",
+        help="CSV with the columns file and group: such a folder's images of one group stay on"
+        " one side of its split, as near duplicates always do (default: none)")
+    add("--skip-damaged", action="store_true",
+        help="leave image files that can't be read out, and list them (default: off)")
+    add("--memory", type=byte_count, default="2G", metavar="SIZE",
+        help="images that would take more are kept in a file in data/ (default: %(default)s)")
     add("--validation", type=SHARE, default=0.0, metavar="SHARE",
         help="stratified share of the train images to hold out (default: %(default)s)")
     add("--split-seed", type=SEED, default=0, metavar="N",
@@ -171,9 +208,20 @@ def add_training(parser: argparse.ArgumentParser) -> None:
         " none)")
     add("--fresh", action="store_true",
         help="train finished runs again, from the start (default: off)")
+    add("--tensorboard", action="store_true",
+        help="write the epochs of models/NAME.csv to models/tensorboard/NAME/ as well, for"
+        " TensorBoard (needs pip install tensorboard; default: off)")
     add("--deterministic", action="store_true",
         help="repeat every bit from run to run on CUDA too, which takes longer (default: off)")
     # fmt: on
+
+
+def check_training(args: argparse.Namespace) -> None:
+    """Raise InputError for options of `add_training` that can't be used, before any work."""
+    if args.tensorboard and args.cluster:
+        raise InputError("--tensorboard: runs on a --cluster write no log; leave one out")
+    if args.tensorboard:
+        require_tensorboard()
 
 
 def add_recipe(parser: argparse.ArgumentParser, without: str | None = None) -> None:
@@ -188,17 +236,30 @@ def add_recipe(parser: argparse.ArgumentParser, without: str | None = None) -> N
         if isinstance(default, tuple):
             default = " ".join(default) or "none"
         given: dict[str, Any] = {"help": f"{limits.pop('help')} (original: {default})"}
-        choices = limits.pop("choices")
+        choices, metavar = limits.pop("choices"), limits.pop("metavar", None)
         if "nargs" in limits:
             given["nargs"] = limits.pop("nargs")
         if each.type == "bool":
             given["action"] = argparse.BooleanOptionalAction
         elif choices:
             given["choices"] = choices
+        elif metavar:
+            given |= {"type": text, "metavar": metavar}
         else:
             given |= {"type": number(int if "int" in each.type else float, **limits)}
             given["metavar"] = "N"
         group.add_argument(f"--{option_name(name)}", **given)
+
+
+def add_network(parser: argparse.ArgumentParser) -> None:
+    """Add the option of scripts that read checkpoints, as `load_checkpoints` takes it."""
+    parser.add_argument(
+        "--network",
+        type=text,
+        metavar="MODULE:FUNCTION",
+        help="import this to build the networks of checkpoints that name it: a function of your"
+        " own, code that a checkpoint does not hold (default: none)",
+    )
 
 
 def chosen_recipes(names: list[str], args: argparse.Namespace) -> dict[str, Recipe]:
@@ -214,6 +275,28 @@ def chosen_recipes(names: list[str], args: argparse.Namespace) -> dict[str, Reci
         if value is not None
     }
     return select(names, changes, DRY_RUN_EPOCHS if args.dry_run else None)
+
+
+def typed_options(
+    args: argparse.Namespace, groups: Sequence[str], words: Sequence[str] | None = None
+) -> list[str]:
+    """Return the options of these groups of `make_parser`, as they were typed.
+
+    Those that have their default values are left out. words: the command line's.
+    """
+    words = sys.argv[1:] if words is None else words
+    parser = make_parser("")
+    defaults = parser.parse_args([])
+    typed = []
+    for group in parser._action_groups:
+        for action in group._group_actions if group.title in groups else ():
+            option = action.option_strings[-1]
+            at = [i for i, word in enumerate(words) if word.partition("=")[0] == option]
+            if not at or getattr(args, action.dest) == getattr(defaults, action.dest):
+                continue
+            values = itertools.takewhile(lambda word: word[:2] != "--", words[at[-1] + 1 :])
+            typed += [words[at[-1]], *values]
+    return typed
 
 
 def output_dir(args: argparse.Namespace) -> Path:
@@ -258,6 +341,7 @@ def training_settings(
         "cluster": args.cluster,
         "fresh": args.fresh,
         "deterministic": args.deterministic,
+        "tensorboard": args.tensorboard,
     }
 
 
@@ -281,8 +365,13 @@ def load_split(args: argparse.Namespace) -> Split:
         return load(
             args.data or folder,
             classes=args.classes,
+            image_size=args.image_size,
             train_counts=args.train_counts,
             test_counts=args.test_counts,
+            test_share=args.test_share,
+            groups=args.groups,
+            skip_damaged=args.skip_damaged,
+            memory=args.memory,
             validation=args.validation,
             seed=args.split_seed,
             label_noise=args.label_noise,

@@ -104,8 +104,8 @@ def test_the_table_of_predictions_is_that_of_the_network(in_process, checkpoints
 
 
 def test_predictions_and_errors_name_the_files(in_process, checkpoints, tmp_path, image_folder):
-    counts = ("--train-counts", "full", "--test-counts", "full")
-    data = ("--data", image_folder, *counts, "--output-dir", tmp_path)
+    classes = ("--classes", "automobile", "truck", "cat")
+    data = ("--data", image_folder, *classes, "--output-dir", tmp_path)
     done = in_process("evaluate.py", "one.pt", *data)
     assert done.returncode == 0, done.stderr
     rows = read_rows(tmp_path / "figures/evaluate_one_predictions.csv")

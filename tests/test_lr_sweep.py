@@ -5,7 +5,12 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 from conftest import is_one_line
+from torchvision.models import mobilenet_v3_small
+
+from common import files
+from common.training import log
 
 
 def test_a_sweep_shows_every_rate_and_is_not_trained_twice(in_process, tmp_path):
@@ -39,6 +44,53 @@ def test_a_sweep_shows_every_rate_and_is_not_trained_twice(in_process, tmp_path)
     assert "To compare with a sweep, first run" in other
     other = in_process("lr_sweep.py", "sampler", *shared, "--range-test").stdout
     assert "first run: python lr_sweep.py sampler" in other
+
+
+def test_a_sweep_of_a_frozen_network_computes_its_features_once(
+    in_process, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(files, "ROOT", tmp_path)
+    torch.save(mobilenet_v3_small().state_dict(), tmp_path / "w.pt")
+    shared = [
+        "linear-probe", "--no-pretrained", "--weights", tmp_path / "w.pt", "--dry-run",
+        "--output-dir", tmp_path / "out", "--jobs", "1", "--data", "synthetic",
+        "--learning-rates", "0.001", "0.1", "--batch-size", "16",
+    ]  # fmt: skip
+    ended = in_process("lr_sweep.py", *shared)
+    assert ended.returncode == 0, ended.stderr
+    name = "linear-probe+pretrained=False+weights=w.pt+batch-size=16"
+    saved = json.loads((tmp_path / f"out/figures/lr_sweep_{name}.json").read_text())
+    assert [entry["features"]["dimension"] for entry in saved["rates"]] == [1024, 1024]
+    times = {path: path.stat().st_mtime_ns for path in tmp_path.glob("data/features-*")}
+    # Train and validation images, test images, and the mirror images of each.
+    assert len(times) == 6
+    ranged = in_process("lr_sweep.py", *shared, "--range-test")
+    assert f"by validation G-mean: {saved['best_rate']:g}\n" in ranged.stdout
+    assert times == {path: path.stat().st_mtime_ns for path in tmp_path.glob("data/features-*")}
+
+
+@pytest.mark.parametrize("name", ["train.py", "lr_sweep.py"])
+def test_tensorboard_is_looked_for_before_any_work(in_process, tmp_path, monkeypatch, name):
+    arguments = ("--dry-run", "--output-dir", tmp_path / "out", "--tensorboard")
+    ended = in_process(name, *arguments, "--cluster", "tcp://127.0.0.1:9")
+    assert is_one_line(ended.stderr, "--tensorboard", "--cluster", "leave one out")
+    monkeypatch.setattr(log, "find_spec", lambda _: None)
+    ended = in_process(name, *arguments)
+    assert ended.returncode == 2
+    assert ended.stdout == ""
+    assert is_one_line(ended.stderr, "--tensorboard", "pip install tensorboard")
+    assert not (tmp_path / "out/models").exists()
+
+
+def test_each_rate_has_a_log_and_event_files(in_process, tmp_path):
+    in_process(
+        "lr_sweep.py", "--dry-run", "--output-dir", tmp_path, "--jobs", "1", "--tensorboard",
+        "--learning-rates", "0.01", "0.1", "--epochs", "2", "--data", "synthetic",
+    )  # fmt: skip
+    for rate in ("0.01", "0.1"):
+        lines = (tmp_path / f"models/original-lr{rate}.csv").read_text().splitlines()
+        assert [line.split(",")[:2] for line in lines[1:]] == [["1", rate], ["2", rate]]
+        assert len(list((tmp_path / f"models/tensorboard/original-lr{rate}").iterdir())) == 1
 
 
 @pytest.mark.parametrize(

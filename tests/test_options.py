@@ -49,10 +49,15 @@ def test_every_field_has_an_option(name):
         values = []
     elif field.metadata["choices"]:
         values = [next(c for c in field.metadata["choices"] if c != field.default)]
+    elif "metavar" in field.metadata:
+        values = ["nets:wide"]
     else:
         values = ["0.25" if "float" in field.type else "7"]
     extra = {
         "width": ["--network", "resnet9"],
+        "pretrained": ["--network", "torchvision:resnet18"],
+        "weights": ["--network", "torchvision:resnet18"],
+        "frozen": ["--network", "torchvision:resnet18", "--pretrained"],
         "loss": needs.get(values[0] if values else "", []),
         "sampler_weights": ["--sampler", "weighted"],
     }.get(name, [])
@@ -124,6 +129,11 @@ def value_of(field):
         return st.lists(st.sampled_from(limits["choices"])).map(tuple)
     if limits["choices"]:
         return st.sampled_from(limits["choices"])
+    if field.name == "network":
+        names = ["simple-cnn", "resnet9", "torchvision:resnet18", "a.b:c"]
+        return st.sampled_from(names) | st.text()
+    if field.name == "weights":
+        return st.text() | st.sampled_from(["-", "-1", "--tau", "a b", "it's", "~", "$x"])
     low = limits.get("least", limits.get("above"))
     high = limits.get("most", limits.get("below"))
     if "int" in field.type:
@@ -139,6 +149,12 @@ def test_any_recipe_is_what_its_command_line_says(values):
         recipe = Recipe(**values)
     except InputError:  # the values contradict each other
         reject()
+    assert chosen(*shlex.split(command_line(recipe)))["original"] == recipe
+
+
+@pytest.mark.parametrize("weights", ["-", "-1", "--tau", "a b", "it's", "~", "$x", "\n"])
+def test_any_file_of_weights_is_what_the_command_line_says(weights):
+    recipe = Recipe(network="own.nets:wide", weights=weights)
     assert chosen(*shlex.split(command_line(recipe)))["original"] == recipe
 
 

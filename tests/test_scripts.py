@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -126,6 +127,28 @@ def test_dry_run(script, tmp_path, name):
     folder = tmp_path / "out" / ("figures" if name == "lr_sweep.py" else "")
     printed = re.sub(r"saved out/\w+/", "saved ", done.stdout)
     assert all(f"saved {path.name}" in printed for path in folder.rglob("*.*"))
+
+
+def test_stage_1_ends_with_advice_whose_numbers_it_saves(in_process, tmp_path, image_folder):
+    done = in_process(
+        "inspect_data.py", "--data", image_folder, "--dry-run", "--output-dir", tmp_path,
+        "--classes", "cat", "truck",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    text = done.stdout.split("== Advice ==\n")[1].split("Next:\n")[0]
+    result = read(tmp_path / "figures/inspect_data.json")["advice"]
+    assert len(numbers_of(text)) > 0
+    assert numbers_of(text) <= saved_numbers(result)
+    found = [(row["class"], row["images"]) for row in result["too_few_test_images"]]
+    assert found == [("cat", 4), ("truck", 4)]
+    command = done.stdout.split("Next:\n")[1].split("\n\n")[0].replace("\\\n", " ")
+    python, *words = shlex.split(command)
+    assert (python, words[:2]) == ("python", ["train.py", result["suited"][0][0]])
+    assert words[2:] == [
+        "--data", str(image_folder), "--classes", "cat", "truck", "--output-dir", str(tmp_path),
+        "--dry-run",
+    ]  # fmt: skip
+    assert in_process(words[0], "original", *words[2:]).returncode == 0
 
 
 def test_training_prints_and_saves_what_it_trained(in_process, tmp_path):

@@ -1,10 +1,12 @@
 """Exact and near duplicates among images: the same photograph twice, perhaps with changes.
 
-The search reduces every image to a blurred thumbnail; pairs of images with similar thumbnails,
-one of them mirrored or not, are candidates. The check then compares each candidate pair at full
-size, at every shift of up to one pixel.
+Images larger than 32x32 are reduced to that for near duplicates, since the thresholds were
+measured there. The search reduces every image to a blurred thumbnail; pairs of images with
+similar thumbnails, one of them mirrored or not, are candidates. The check then compares each
+candidate pair at every shift of up to one pixel.
 """
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -12,6 +14,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+
+from common.dataset.stored_images import Images
 
 # Measured on the cars, trucks and cats of CIFAR-10. Copies of 2,812 train images, with the
 # brightness changed by 2%, shifted by a pixel along one or both axes, mirrored or saved as JPEG
@@ -22,6 +26,7 @@ THRESHOLD = 0.07
 # The threshold between thumbnails: 98% of the copies shifted along both axes are within 0.09,
 # and more of the other copies. Of a million pairs of photographs, about 400 are candidates.
 THUMBNAIL_THRESHOLD = 0.1
+SEARCH_SIZE = 32  # pixels: larger images are reduced to this
 THUMBNAIL_SIZE = 8  # pixels
 BLUR = 5  # pixels: the side of the box filter before the reduction, so that shifts matter less
 # An image whose standard deviation, in grey levels (0 to 255), is at most this counts as
@@ -56,21 +61,21 @@ class Pair(NamedTuple):
         return self.distance == 0
 
 
-def between(a: torch.Tensor, b: torch.Tensor) -> list[Pair]:
+def between(a: Images, b: Images) -> list[Pair]:
     """Return all duplicates with one image in a and one in b, the most similar first.
 
-    a: uint8 (N, 3, 32, 32), b: uint8 (M, 3, 32, 32). Near duplicates are within THRESHOLD; an
+    a: uint8 (N, 3, S, S), b: uint8 (M, 3, S, S). Near duplicates are within THRESHOLD; an
     almost uniform image (see UNIFORM_STD) has exact duplicates only.
     """
     return _search(a, b, same=False)
 
 
-def within(images: torch.Tensor) -> list[Pair]:
-    """Return all duplicates among images, uint8 (N, 3, 32, 32), with first < second."""
+def within(images: Images) -> list[Pair]:
+    """Return all duplicates among images, uint8 (N, 3, S, S), with first < second."""
     return _search(images, images, same=True)
 
 
-def leaks(train_images: torch.Tensor, test_images: torch.Tensor) -> torch.Tensor:
+def leaks(train_images: Images, test_images: Images) -> torch.Tensor:
     """Return the sorted positions, int64, of train images with a duplicate in the test part."""
     found = {pair.first for pair in between(train_images, test_images)}
     return torch.tensor(sorted(found), dtype=torch.int64)
@@ -103,30 +108,51 @@ def rows(
     return table
 
 
-def _search(a: torch.Tensor, b: torch.Tensor, same: bool) -> list[Pair]:
+def _search(a: Images, b: Images, same: bool) -> list[Pair]:
     """Return the duplicates of a and b, each pair once; `same`: only with first < second."""
-    # In NumPy: the check consists of thousands of short steps, and on busy cores the threads of
-    # torch waited for each other at every step (8 times as long, measured beside trainings).
-    a, b = a.numpy(), b.numpy()
-    closest: dict[tuple[int, int], Pair] = {}
+    closest = {(i, j): Pair(i, j, 0.0, False) for i, j in _exact(a, b, same)}
+    a, b = _reduced(a), _reduced(b)
     # The order matters: of equal distances the first wins, so a symmetrical image does not
     # count as mirrored.
-    for pair in (*_exact(a, b, same), *_near(a, b, same, False), *_near(a, b, same, True)):
+    for pair in (*_near(a, b, same, False), *_near(a, b, same, True)):
         key = (pair.first, pair.second)
         if key not in closest or pair.distance < closest[key].distance:
             closest[key] = pair
     return sorted(closest.values(), key=lambda pair: (pair.distance, pair.first, pair.second))
 
 
-def _exact(a: np.ndarray, b: np.ndarray, same: bool) -> Iterator[Pair]:
+def _exact(a: Images, b: Images, same: bool) -> Iterator[tuple[int, int]]:
     """Yield the pairs with identical pixels."""
     positions = defaultdict(list)
-    for j, image in enumerate(b):
-        positions[image.tobytes()].append(j)
-    for i, image in enumerate(a):
-        for j in positions.get(image.tobytes(), ()):
+    for j, digest in enumerate(_digests(b)):
+        positions[digest].append(j)
+    for i, digest in enumerate(_digests(a)):
+        for j in positions.get(digest, ()):
             if i < j or not same:
-                yield Pair(i, j, 0.0, False)
+                yield i, j
+
+
+def _digests(images: Images) -> Iterator[bytes]:
+    for block in images.split(CHUNK):
+        for image in block:
+            yield hashlib.sha256(image.contiguous().numpy().data).digest()
+
+
+def _reduced(images: Images) -> np.ndarray:
+    """Return images (N, 3, S, S), at most SEARCH_SIZE wide, as uint8 in NumPy.
+
+    In NumPy, because the check consists of thousands of short steps, and on busy cores the
+    threads of torch waited for each other at every step (8 times as long, measured beside
+    trainings).
+    """
+    size = min(images.shape[-1], SEARCH_SIZE)
+    reduced = np.empty((len(images), 3, size, size), np.uint8)
+    for start in range(0, len(images), CHUNK):
+        block = images[start : start + CHUNK]
+        if block.shape[-1] > size:
+            block = F.adaptive_avg_pool2d(block.float(), size).round().to(torch.uint8)
+        reduced[start : start + CHUNK] = block.numpy()
+    return reduced
 
 
 def _near(a: np.ndarray, b: np.ndarray, same: bool, mirrored: bool) -> Iterator[Pair]:
@@ -149,7 +175,7 @@ def _near(a: np.ndarray, b: np.ndarray, same: bool, mirrored: bool) -> Iterator[
 
 
 def _thumbnails(images: np.ndarray) -> np.ndarray:
-    """Return standardised blurred thumbnails, float32 (N, 192), of images (N, 3, 32, 32)."""
+    """Return standardised blurred thumbnails, float32 (N, 192), of images (N, 3, S, S)."""
     identity = torch.eye(images.shape[-1])
     blurred = F.avg_pool1d(identity, BLUR, 1, BLUR // 2, count_include_pad=False)
     # Column k holds the weights of a line's pixels in pixel k of the thumbnail's line.

@@ -1,7 +1,6 @@
 """The loader: draw a split from a source, change its train labels, hold out images."""
 
-import hashlib
-import json
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,27 +11,29 @@ import numpy as np
 import torch
 from sklearn.model_selection import train_test_split
 
-from common.dataset import DEFAULT_CLASSES, duplicates, sources, split_cache
+from common.dataset import duplicates, sources, stratified
+from common.dataset.class_counts import Counts
+from common.dataset.draw import draw
 from common.dataset.label_fixes import read_fixes
 from common.dataset.label_noise import plant_noise
-from common.dataset.split import LabelledImages, Split, make_split
+from common.dataset.pool import ALL, Request, require_printable
+from common.dataset.split import Split
 from common.errors import DownloadError, InputError
 from common.files import ROOT
 
-# The images of each class in the reports' data set, in label order.
-COUNTS = {"train": (4949, 466, 210), "test": (551, 51, 23)}
-# In a dry run: the images of the first class, and of each other class.
-DRY_COUNTS = {"train": (60, 20), "test": (20, 6)}
-DISPLAY_NAMES = {"automobile": "car"}
-Counts = Sequence[int | str]
+MEMORY = 2 << 30  # bytes
 
 
 def load(
     data: str | None = None,
     *,
-    classes: Sequence[str] = DEFAULT_CLASSES,
+    classes: Sequence[str] | None = None,
+    image_size: int | None = None,
     train_counts: Counts | None = None,
     test_counts: Counts | None = None,
+    test_share: float | None = None,
+    groups: Path | None = None,
+    skip_damaged: bool = False,
     validation: float = 0.0,
     seed: int = 0,
     label_noise: Sequence[tuple[str, float]] = (),
@@ -41,6 +42,7 @@ def load(
     accept_above: float | None = None,
     drop_leaks: bool = False,
     dry_run: bool = False,
+    memory: int = MEMORY,
     cache: Path = ROOT / "data",
 ) -> Split:
     """Return the split that the options describe, drawn from a source or read from the cache.
@@ -50,37 +52,48 @@ def load(
 
     data: the source (see `sources.find`). None: CIFAR-10, or synthetic images and a warning on
     stderr if CIFAR-10 cannot be downloaded.
-    train_counts, test_counts: images per class; "full" takes all images of a class, and
-    ["full"] all images of every class.
+    classes: names in label order, ["all"], or None: those of the exercise, or of a folder of
+    images its own, the largest first.
+    image_size: S; images of another size are resized. None: all images have 32 pixels.
+    train_counts, test_counts: see `class_counts`.
+    test_share, groups: for a folder without a split of its own (see `folders`), by default 0.2
+    and none.
+    skip_damaged: leave image files that can't be read out, instead of refusing them.
     validation: the share of the train images to hold out, stratified by class.
     label_noise: (class, share of its labels to replace by wrong ones).
     label_fixes, accept_above: see `label_fixes.read_fixes`.
+    memory: bytes; images that would take more stay in a file.
     cache: the folder for downloads and drawn splits. If it can't be written, one line on
     stderr says so, and splits are drawn again each time.
 
     A file in `cache` that was changed in any way is drawn again. If the course's pickles were
     changed after a split was drawn from them, that split is refused; changed image files make
     another split, with another fingerprint. Raises InputError for a source, class, count,
-    share or file of fixes that cannot be used.
+    share or file that cannot be used.
     """
-    if len(classes) < 2 or len(set(classes)) < len(classes):
-        raise InputError(f"--classes {' '.join(classes)}: name two or more different classes")
-    for name in classes:
-        if not name.isprintable():  # figures and checkpoints hold the names
-            raise InputError(f"--classes {name}: has control characters; rename the class")
+    if classes is not None:
+        classes = tuple(classes)
+        if classes != ALL and (len(classes) < 2 or len(set(classes)) < len(classes)):
+            raise InputError(
+                f"--classes {' '.join(classes)}: name two or more different classes"
+            )
+        require_printable(classes)
     counts = {"train": train_counts, "test": test_counts}
+    request = Request(
+        classes, image_size, test_share, groups, skip_damaged, memory, seed, dry_run, cache
+    )
     may_download = bool(data) or not dry_run
     try:
-        source = sources.find(data or "cifar10", classes, cache, may_download)
-        split = _cached_split(source, classes, counts, seed, dry_run, cache)
+        source = sources.find(data or "cifar10", request, may_download)
+        split = draw(source, counts, request)
     except DownloadError as error:
         if data:
             raise InputError(f"--data {data}: {error}; or use --data synthetic") from None
         print(f"*** GOING ON WITH SYNTHETIC IMAGES, NOT CIFAR-10: {error} ***", file=sys.stderr)
-        source = sources.find("synthetic", classes, cache)
-        split = _cached_split(source, classes, counts, seed, dry_run, cache)
+        source = sources.find("synthetic", request)
+        split = draw(source, counts, request)
     if label_noise:
-        split = _with_label_noise(split, classes, label_noise, label_noise_seed)
+        split = _with_label_noise(split, source.classes, label_noise, label_noise_seed)
     if label_fixes:
         split = _with_label_fixes(split, label_fixes, accept_above)
     elif accept_above is not None:
@@ -89,86 +102,6 @@ def load(
         leaks = duplicates.leaks(split.train.images, split.test.images).tolist()
         split = _with_train_labels(split, split.train.labels, leaks, leaks_dropped=len(leaks))
     return _hold_out(split, validation)
-
-
-def _cached_split(
-    source: sources.Source,
-    classes: Sequence[str],
-    counts: dict[str, Counts | None],
-    seed: int,
-    dry_run: bool,
-    cache: Path,
-) -> Split:
-    """Return the split from the cache, or draw it and write it to the cache, if possible."""
-    counts = {
-        part: _requested_counts(part, counts[part], len(classes), source.is_presplit, dry_run)
-        for part in sources.PARTS
-    }
-    key = json.dumps([source.key, list(classes), counts, seed, dry_run])
-    path = cache / f"split-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
-    names = tuple(DISPLAY_NAMES.get(name, name) for name in classes)
-    split = split_cache.read(path, names, source.name, source.digest, seed)
-    if split is None:
-        pool = source.read()
-        (train, train_files), (test, test_files) = (
-            _draw_part(source, pool, part, classes, counts[part], seed, dry_run)
-            for part in sources.PARTS
-        )
-        split = make_split(train, test, names, source.name, seed, train_files, test_files)
-        split_cache.write(path, split, source.digest)
-    return split
-
-
-def _draw_part(
-    source: sources.Source,
-    pool: sources.Pool,
-    part: str,
-    classes: Sequence[str],
-    counts: Sequence[int | str],
-    seed: int,
-    dry_run: bool,
-) -> tuple[LabelledImages, tuple[str, ...]]:
-    """Return `counts` random images of each class, in random order, and their files."""
-    labels = pool.labels[part]
-    available = np.bincount(labels[labels >= 0], minlength=len(classes)).tolist()
-    requested = [
-        n if count == "full" else min(count, n) if dry_run else count
-        for count, n in zip(counts, available, strict=True)
-    ]
-    for name, count, n in zip(classes, requested, available, strict=True):
-        if not 0 < count <= n:
-            shortage = f"{count} images of {name} requested, {source.name} has {n}"
-            raise InputError(f"--{part}-counts: {shortage}")
-    # A larger draw of a class contains a smaller one, and does not depend on other classes.
-    seeds = [seed, sources.PARTS.index(part)]
-    drawn = [
-        np.random.default_rng([*seeds, k]).permutation(np.flatnonzero(labels == k))[:n]
-        for k, n in enumerate(requested)
-    ]
-    chosen = np.random.default_rng([*seeds, len(classes)]).permutation(np.concatenate(drawn))
-    if source.is_presplit:
-        chosen.sort()
-    pixels = pool.read_images(part, chosen).transpose(0, 3, 1, 2).copy()
-    images = LabelledImages(torch.from_numpy(pixels), torch.from_numpy(labels[chosen]))
-    return images, tuple(pool.files[part][i] for i in chosen) if pool.files else ()
-
-
-def _requested_counts(
-    part: str, counts: Counts | None, classes: int, is_presplit: bool, dry_run: bool
-) -> list[int | str]:
-    """Return one count for each class: a number, or "full"."""
-    option = f"--{part}-counts"
-    if dry_run and counts is None:
-        first, other = DRY_COUNTS[part]
-        return [first] + [other] * (classes - 1)
-    if (counts is None and is_presplit) or list(counts or ()) == ["full"]:
-        return ["full"] * classes
-    if counts is None and classes != len(COUNTS[part]):
-        raise InputError(f"--classes names {classes} classes: give {option} as many, or full")
-    counts = list(counts or COUNTS[part])
-    if len(counts) != classes:
-        raise InputError(f"{option}: {len(counts)} numbers for {classes} classes")
-    return counts
 
 
 def _with_label_noise(
@@ -228,28 +161,51 @@ def _with_train_labels(
 
 def _with_train_images(split: Split, positions: torch.Tensor) -> Split:
     """Return the split with only the train images at `positions`; the fingerprint stays."""
+
+    def chosen(of_each: torch.Tensor | None) -> torch.Tensor | None:
+        return None if of_each is None else of_each[positions]
+
     return replace(
         split,
-        train=LabelledImages(*(tensor[positions] for tensor in split.train)),
+        train=split.train.select(positions),
         train_files=tuple(split.train_files[i] for i in positions) if split.train_files else (),
-        true_labels=None if split.true_labels is None else split.true_labels[positions],
+        train_groups=chosen(split.train_groups),
+        true_labels=chosen(split.true_labels),
     )
 
 
 def _hold_out(split: Split, share: float) -> Split:
-    """Return the split with a stratified `share` of its train part held out, in order."""
+    """Return the split with a stratified `share` of its train part held out, in order.
+
+    Images that must stay together do.
+    """
     if share == 0:
         return split
-    images, labels = split.train
+    labels = split.train.labels.numpy()
     positions = np.arange(len(labels))
-    try:
-        rest, held_out = train_test_split(
-            positions, test_size=share, random_state=split.seed, stratify=labels.numpy()
-        )
-    except ValueError as error:
-        raise InputError(f"--validation {share}: {error}") from None
+    if split.train_groups is not None:
+        groups = split.train_groups.numpy()
+        held_out, _ = stratified.hold_out(labels, groups, share, split.seed)
+    else:
+        try:
+            _, held_out = train_test_split(
+                positions, test_size=share, random_state=split.seed, stratify=labels
+            )
+        except ValueError:
+            raise _too_few(split, share) from None
     if set(labels.tolist()) - set(labels[held_out].tolist()):
-        raise InputError(f"--validation {share}: too small to hold an image of each class")
-    rest, held_out = np.sort(rest), np.sort(held_out)
-    validation = LabelledImages(images[held_out], labels[held_out])
-    return replace(_with_train_images(split, torch.from_numpy(rest)), validation=validation)
+        raise _too_few(split, share)
+    held_out = torch.from_numpy(np.sort(held_out))
+    rest = torch.from_numpy(np.setdiff1d(positions, held_out))
+    validation = split.train.select(held_out)
+    return replace(_with_train_images(split, rest), validation=validation)
+
+
+def _too_few(split: Split, share: float) -> InputError:
+    counts = split.train.counts(len(split.classes))
+    n = min(counts)
+    return InputError(
+        f"--validation {share}: too small to hold an image of each class; of"
+        f" {split.classes[counts.index(n)]} there are {n} train images, and a split needs"
+        f" {max(2, math.ceil(1 / share))}; or take a larger share"
+    )

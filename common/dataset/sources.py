@@ -2,141 +2,111 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from operator import attrgetter
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
 
 import numpy as np
 import PIL
-import torch
-from tqdm import tqdm
 
-from common.dataset import synthetic
+from common.dataset import CIFAR10_CLASSES, DEFAULT_CLASSES, folders, synthetic
 from common.dataset.course_pickles import read_course_pickle
 from common.dataset.download import download
-from common.dataset.image_files import SUFFIXES, read_image
+from common.dataset.pool import PARTS, Pool, Request, Source, class_indices
 from common.errors import DownloadError, InputError
+from common.networks.torchvision_networks import import_torchvision
 from common.terminal import printable
 
-PARTS = ("train", "test")
 ARCHIVE = "cifar-10-python.tar.gz"
 BATCHES = "cifar-10-batches-py"
 # Images of each class; CIFAR-10 has the same numbers.
 SYNTHETIC_COUNTS = {"train": 5000, "test": 1000}
 
 
-class Pool(NamedTuple):
-    """All images of a source, from which a split is drawn.
-
-    labels: part -> int64 (N,), the index of each image's class among the requested classes,
-    or -1 if its class was not requested.
-    read_images: (part, positions (n,)) -> uint8 (n, S, S, 3).
-    files: part -> the path of each image below the source; None if the images are not
-    separate files.
-    """
-
-    labels: dict[str, np.ndarray]
-    read_images: Callable[[str, np.ndarray], np.ndarray]
-    files: dict[str, list[str]] | None = None
-
-
-@dataclass(frozen=True)
-class Source:
-    """A source that was found, but not read.
-
-    name: a description for reports. key: a string that is found without reading the images,
-    and that changes when they change, except for sources with a digest. is_presplit: the train
-    and test parts of the source are a finished split, which is kept whole and in order.
-    digest: the SHA-256 of files that are never meant to change, or empty.
-    """
-
-    name: str
-    key: str
-    read: Callable[[], Pool]
-    is_presplit: bool = False
-    digest: str = ""
-
-
-def find(data: str, classes: Sequence[str], cache: Path, may_download: bool = True) -> Source:
+def find(data: str, request: Request, may_download: bool = True) -> Source:
     """Return the source that `--data` names; the contents of a path tell the kind of source.
 
-    Downloads and unpacked archives go to `cache`. Raises InputError for an unknown source, and
-    for files and folders that can't be read. Reading the source raises DownloadError if it
-    needs a download that fails or that `may_download` forbids.
+    Downloads and unpacked archives go to `request.cache`. Raises InputError for an unknown
+    source, for files and folders that can't be read, and for options that do nothing for this
+    source. Reading the source raises DownloadError if it needs a download that fails or that
+    `may_download` forbids.
     """
     if data == "cifar10":
-        return cifar10(cache, classes, cache / ARCHIVE, may_download)
-    if data == "synthetic":
-        return synthetic_source(classes)
-    try:
-        # Path.expanduser() raises for a user that does not exist.
-        return _find_files(data, Path(os.path.expanduser(data)), classes, cache)
-    except OSError as error:
-        raise InputError(
-            f"--data {data}: {error.filename} can't be read ({error.strerror}); make it"
-            " readable, or remove it"
-        ) from None
+        source = cifar10(request.cache, request, request.cache / ARCHIVE, may_download)
+    elif data == "synthetic":
+        source = synthetic_source(request)
+    else:
+        try:
+            # Path.expanduser() raises for a user that does not exist.
+            source = _find_files(data, Path(os.path.expanduser(data)), request)
+        except OSError as error:
+            raise InputError(
+                f"--data {data}: {error.filename} can't be read ({error.strerror}); make it"
+                " readable, or remove it"
+            ) from None
+    _require_useful(source, request)
+    return source
 
 
-def _find_files(data: str, path: Path, classes: Sequence[str], cache: Path) -> Source:
+def _find_files(data: str, path: Path, request: Request) -> Source:
     """Return the source in the file or folder `path`; raise OSError if it can't be read."""
     if path.is_file() and path.name.endswith(".tar.gz"):
-        return cifar10(cache, classes, path)
+        return cifar10(request.cache, request, path)
     if (path / BATCHES).is_dir():
-        return cifar10(path, classes)
+        return cifar10(path, request)
     if path.name == BATCHES and path.is_dir():
-        return cifar10(path.parent, classes)
+        return cifar10(path.parent, request)
     if (path / "train.pickle").is_file() and (path / "dev.pickle").is_file():
-        return course_pickles(path, classes)
-    if all((path / part).is_dir() for part in PARTS):
-        return image_folder(path, classes)
+        return course_pickles(path, request)
+    if folders.is_split(path):
+        return folders.image_folder(path, request)
+    if (path / "train").is_dir():
+        raise InputError(
+            f"--data {data}: has a folder train, but none named test; give --data"
+            f" {path / 'train'} to split that, or rename the folder of the test images"
+        )
+    if path.is_dir() and folders.has_classes(path):
+        return folders.image_folder(path, request)
     if path.is_dir():
         contents = f"{BATCHES}, train/ and test/, train.pickle and dev.pickle"
-        raise InputError(f"--data {data}: the folder holds none of {contents}")
+        raise InputError(
+            f"--data {data}: the folder holds none of {contents}, a folder of images for each"
+            " class"
+        )
     raise InputError(f"--data {data}: no such folder or {ARCHIVE}; or use cifar10 or synthetic")
 
 
-def class_indices(names: Sequence[str], classes: Sequence[str], source: str) -> np.ndarray:
-    """Return the index of each name in `classes`, or -1; int64 (len(names),).
-
-    names: the class names of a source. Raises InputError if a class is not among them.
-    """
-    for name in classes:
-        if name not in names:
-            raise InputError(
-                f"--classes {name}: {source} has no such class; it has {', '.join(names)}"
-            )
-    return np.array([classes.index(n) if n in classes else -1 for n in names], dtype=np.int64)
+def _require_useful(source: Source, request: Request) -> None:
+    """Raise InputError for an option that does nothing for a source."""
+    if not source.is_unsplit:
+        for option in ("test_share", "groups"):
+            if getattr(request, option) is not None:
+                raise InputError(
+                    f"--{option.replace('_', '-')}: {source.name} has test images of its own;"
+                    " leave the option out"
+                )
+    if request.skip_damaged and not source.has_files:
+        raise InputError(
+            f"--skip-damaged: {source.name} has no image files; leave the option out"
+        )
 
 
 def torchvision_datasets() -> ModuleType:
     """Return torchvision.datasets; raise InputError if torch and torchvision do not match."""
-    try:
-        import torchvision.datasets
-    except RuntimeError as error:
-        if "torchvision::nms" not in str(error):
-            raise
-        raise InputError(
-            f"torch {torch.__version__} and the installed torchvision are not a matching pair"
-            " (operator torchvision::nms does not exist): install both together with"
-            " pip install --force-reinstall torch torchvision"
-        ) from None
-    return torchvision.datasets
+    return import_torchvision("datasets")
 
 
 def cifar10(
-    root: Path, classes: Sequence[str], archive: Path | None = None, may_download: bool = False
+    root: Path, request: Request, archive: Path | None = None, may_download: bool = False
 ) -> Source:
     """Return CIFAR-10 in `root`/cifar-10-batches-py, unpacked from `archive` if necessary.
 
     torchvision checks the MD5 of every file before it reads one, so the pickles are safe.
     The environment variable CIFAR10_URL replaces the address of the download.
     """
+    classes = request.classes_of(CIFAR10_CLASSES)
+    class_indices(CIFAR10_CLASSES, classes, "CIFAR-10")
 
-    def read() -> Pool:
+    def read(_: Path) -> Pool:
         datasets = torchvision_datasets()
         if archive is not None:
             _unpack(datasets, root, archive, may_download)
@@ -150,7 +120,12 @@ def cifar10(
         labels = {part: indices[np.array(parts[part].targets)] for part in PARTS}
         return Pool(labels, lambda part, positions: parts[part].data[positions])
 
-    return Source("CIFAR-10", "cifar10", read)
+    return Source("CIFAR-10", "cifar10", classes, read, is_exercise=_is_exercise(classes))
+
+
+def _is_exercise(classes: tuple[str, ...]) -> bool:
+    """Return whether classes have the reports' numbers by default: as many as theirs."""
+    return len(classes) == len(DEFAULT_CLASSES)
 
 
 def _unpack(datasets: ModuleType, root: Path, archive: Path, may_download: bool) -> None:
@@ -173,78 +148,39 @@ def _unpack(datasets: ModuleType, root: Path, archive: Path, may_download: bool)
         raise DownloadError(f"CIFAR-10 can't be unpacked into {root} ({error})") from None
 
 
-def image_folder(root: Path, classes: Sequence[str]) -> Source:
-    """Return the images `root`/{train,test}/CLASS/*.{png,jpg,jpeg}, sorted by file name.
-
-    The images are 32x32 pixels, in any colour mode. The key of the source holds the size and
-    the times of each file: a changed file is noticed, also one that is not drawn.
-    """
-    entries: dict[str, list[os.DirEntry]] = {}
-    labels, files = {}, {}
-    stamps = hashlib.sha256()
-    for part in PARTS:
-        # Not entry.is_dir(): it raises for a link to itself, also beside the classes.
-        folders = [e.name for e in os.scandir(root / part) if os.path.isdir(e.path)]
-        class_indices(sorted(map(printable, folders)), classes, str(root / part))
-        images = [
-            (entry, label)
-            for label, name in enumerate(classes)
-            for entry in sorted(os.scandir(root / part / name), key=attrgetter("name"))
-            if entry.name.lower().endswith(SUFFIXES)
-        ]
-        entries[part] = [entry for entry, _ in images]
-        labels[part] = np.array([label for _, label in images], dtype=np.int64)
-        # os.path.relpath would take 20 us per file.
-        files[part] = [
-            printable(entry.path.removeprefix(f"{root}{os.sep}")) for entry in entries[part]
-        ]
-        for entry in entries[part]:
-            if not entry.is_file():
-                raise InputError(
-                    f"{entry.path}: not a file, nor a link to one; repair or remove it"
-                )
-            stat = entry.stat()
-            times = f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}\n"
-            stamps.update(os.fsencode(entry.path.removeprefix(str(root))) + times.encode())
-
-    def read_images(part: str, positions: np.ndarray) -> np.ndarray:
-        bar = tqdm(positions, f"Reading {part} images", leave=False, disable=None)
-        return np.stack([read_image(Path(entries[part][i].path)) for i in bar])
-
-    pool = Pool(labels, read_images, files)
-    name = printable(root.resolve().name)
-    return Source(f"image folder {name}", f"folder {name} {stamps.hexdigest()}", lambda: pool)
-
-
-def synthetic_source(classes: Sequence[str]) -> Source:
+def synthetic_source(request: Request) -> Source:
     """Return the synthetic images; an image depends on its position alone, not on a seed."""
+    classes = request.classes_of(synthetic.CLASSES)
     indices = class_indices(synthetic.CLASSES, classes, "synthetic")
 
     def draw_images(part: str, positions: np.ndarray) -> np.ndarray:
         count, part_number = SYNTHETIC_COUNTS[part], PARTS.index(part)
-        bar = tqdm(positions.tolist(), f"Drawing {part} images", leave=False, disable=None)
-        return np.stack([synthetic.draw(i // count, (part_number, i)) for i in bar])
+        return np.stack(
+            [synthetic.draw(i // count, (part_number, i)) for i in positions.tolist()]
+        )
 
     # The images change with the code that draws them, so the key contains its hash.
     code = hashlib.sha256(Path(synthetic.__file__).read_bytes()).hexdigest()
     key = f"synthetic {code} {np.__version__} {PIL.__version__}"
     labels = {part: np.repeat(indices, SYNTHETIC_COUNTS[part]) for part in PARTS}
+    name = "synthetic (drawings, not photographs)"
     pool = Pool(labels, draw_images)
-    return Source("synthetic (drawings, not photographs)", key, lambda: pool)
+    return Source(name, key, classes, lambda _: pool, is_exercise=_is_exercise(classes))
 
 
-def course_pickles(root: Path, classes: Sequence[str]) -> Source:
+def course_pickles(root: Path, request: Request) -> Source:
     """Return the course's train.pickle and dev.pickle (the test part), a finished split.
 
     Each file is a list of (float tensor (3, 32, 32) in [-1, 1], int label).
     """
+    classes = request.classes_of(DEFAULT_CLASSES)
     paths = {"train": root / "train.pickle", "test": root / "dev.pickle"}
     digest = hashlib.sha256()
     for path in paths.values():
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
 
-    def read() -> Pool:
+    def read(_: Path) -> Pool:
         images, labels = {}, {}
         for part, path in paths.items():
             images[part], labels[part] = read_course_pickle(path, len(classes))
@@ -252,4 +188,4 @@ def course_pickles(root: Path, classes: Sequence[str]) -> Source:
 
     folder = root.resolve()
     name, key = f"course pickles {printable(folder.name)}", f"course {printable(str(folder))}"
-    return Source(name, key, read, is_presplit=True, digest=digest.hexdigest())
+    return Source(name, key, classes, read, is_presplit=True, digest=digest.hexdigest())

@@ -1,16 +1,23 @@
-"""The images of one experiment, in memory."""
+"""The images of one experiment."""
+
+from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
 
+from common.dataset.stored_images import Images, select
+
+HASH_BLOCK = 128  # images to hash at once
+
 
 class LabelledImages(NamedTuple):
-    """Images, uint8 (N, 3, S, S), and labels, int64 (N,)."""
+    """Images, uint8 (N, 3, S, S), in memory or in a file, and labels, int64 (N,)."""
 
-    images: torch.Tensor
+    images: Images
     labels: torch.Tensor
 
     def counts(self, classes: int) -> list[int]:
@@ -18,11 +25,18 @@ class LabelledImages(NamedTuple):
         return torch.bincount(self.labels, minlength=classes).tolist()
 
     def fingerprint(self) -> str:
-        """Return the first 12 hexadecimal digits of the SHA-256 of images and labels."""
+        """Return the first 12 hexadecimal digits of the SHA-256 of images and labels.
+
+        The pixels of N images have 3 N S^2 bytes, the labels 8 N, so S is in it too.
+        """
         digest = hashlib.sha256()
-        for tensor in self:
+        for tensor in chain(self.images.split(HASH_BLOCK), [self.labels]):
             digest.update(tensor.contiguous().numpy().data)
         return digest.hexdigest()[:12]
+
+    def select(self, positions: torch.Tensor) -> LabelledImages:
+        """Return the images and labels at `positions`, (n,)."""
+        return LabelledImages(select(self.images, positions), self.labels[positions])
 
 
 @dataclass(frozen=True)
@@ -35,6 +49,8 @@ class Split:
     validation images were held out), a dash, and the fingerprint of the test part.
     train_files, test_files: the path of each image below the source; empty if the images of
     the source are not separate files.
+    train_groups: of each train image, int64 (N,), equal for images that must stay together;
+    None for a source with a split of its own.
     true_labels: the train labels before wrong labels were planted; None if none were planted.
     changes: a record of each change to the train images and labels of the source.
     """
@@ -48,8 +64,14 @@ class Split:
     seed: int
     train_files: tuple[str, ...] = ()
     test_files: tuple[str, ...] = ()
+    train_groups: torch.Tensor | None = None
     true_labels: torch.Tensor | None = None
     changes: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def image_size(self) -> int:
+        """S, the width and height of each image in pixels."""
+        return self.train.images.shape[-1]
 
     @property
     def train_fingerprint(self) -> str:
@@ -63,6 +85,7 @@ class Split:
             "source": self.source,
             "fingerprint": self.fingerprint,
             "classes": list(self.classes),
+            "image_size": self.image_size,
             "split_seed": self.seed,
             "train_counts": self.train.counts(k),
             "validation_counts": self.validation.counts(k),
@@ -77,12 +100,12 @@ def make_split(
     classes: tuple[str, ...],
     source: str,
     seed: int,
-    train_files: tuple[str, ...] = (),
-    test_files: tuple[str, ...] = (),
+    **others: Any,
 ) -> Split:
-    """Return the split of these images, with its fingerprint and an empty validation part."""
+    """Return the split of these images, with its fingerprint and an empty validation part.
+
+    others: further fields of Split.
+    """
     empty = LabelledImages(train.images[:0], train.labels[:0])
     fingerprint = f"{train.fingerprint()}-{test.fingerprint()}"
-    return Split(
-        train, empty, test, classes, source, fingerprint, seed, train_files, test_files
-    )
+    return Split(train, empty, test, classes, source, fingerprint, seed, **others)

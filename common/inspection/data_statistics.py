@@ -9,8 +9,10 @@ import numpy as np
 import torch
 from scipy.stats import chi2_contingency, ks_2samp, median_abs_deviation, norm
 
+from common.dataset.stored_images import Images
 from common.networks.prediction import to_pixel_space
 
+BLOCK = 128  # images at once
 # Robust standard deviations from the median beyond which a value is an outlier.
 OUTLIER_DISTANCE = 3.0
 
@@ -31,19 +33,44 @@ class RunsTest(NamedTuple):
     p: float
 
 
-def channel_statistics(images: torch.Tensor) -> dict[str, list[float]]:
-    """Return mean and standard deviation of each channel in [0, 1], of images (N, 3, H, W)."""
-    x = to_pixel_space(images)
-    return {"mean": x.mean((0, 2, 3)).tolist(), "st. dev.": x.std((0, 2, 3)).tolist()}
+class Moments(NamedTuple):
+    """Mean and variance of each image's channels in [0, 1], float64 (N, 3); pixels: H W."""
+
+    mean: torch.Tensor
+    variance: torch.Tensor
+    pixels: int
 
 
-def image_statistics(images: torch.Tensor) -> dict[str, np.ndarray]:
-    """Return the brightness (mean) and contrast (standard deviation) of each image.
+def moments(images: Images, device: torch.device | str = "cpu") -> Moments:
+    """Return the moments of images, uint8 (N, 3, H, W), computed on `device`."""
+    # Made before the loop: small results between large blocks would keep the memory of each.
+    mean, variance = torch.empty(2, len(images), 3, dtype=torch.float64)
+    for k, block in enumerate(images.split(BLOCK)):
+        x = to_pixel_space(block.to(device)).flatten(2)
+        mean_of_block = x.mean(2)
+        # Not torch.var_mean, which takes several times as long.
+        variance_of_block = (x - mean_of_block[..., None]).square_().mean(2)
+        rows = slice(k * BLOCK, (k + 1) * BLOCK)
+        mean[rows], variance[rows] = mean_of_block.cpu(), variance_of_block.cpu()
+    return Moments(mean, variance, images.shape[2] * images.shape[3])
 
-    images: (N, 3, H, W). Both statistics are (N,), in [0, 1].
-    """
-    x = to_pixel_space(images).flatten(1)
-    return {"brightness": x.mean(1).cpu().numpy(), "contrast": x.std(1).cpu().numpy()}
+
+def channel_statistics(m: Moments) -> dict[str, list[float]]:
+    """Return mean and standard deviation of red, green and blue over all pixels."""
+    mean = m.mean.mean(0)
+    variance = m.variance.mean(0) + ((m.mean - mean) ** 2).mean(0)
+    n = len(m.mean) * m.pixels
+    deviation = (variance * n / (n - 1)).sqrt()
+    return {"mean": mean.tolist(), "st. dev.": deviation.tolist()}
+
+
+def image_statistics(m: Moments) -> dict[str, np.ndarray]:
+    """Return the brightness (mean) and contrast (standard deviation) of each image, (N,)."""
+    brightness = m.mean.mean(1)
+    variance = m.variance.mean(1) + ((m.mean - brightness[:, None]) ** 2).mean(1)
+    n = 3 * m.pixels
+    contrast = (variance * n / (n - 1)).sqrt()
+    return {"brightness": brightness.numpy(), "contrast": contrast.numpy()}
 
 
 def outliers(values: np.ndarray) -> np.ndarray:

@@ -115,15 +115,19 @@ def _fold_logits(
 ) -> np.ndarray:  # fmt: skip
     """Train a network without the images at held_out (n,), and return their logits (n, K)."""
     torch.set_num_threads(threads)
-    training = np.ones(len(part.labels), dtype=bool)
-    training[held_out] = False
+    trained_on = np.ones(len(part.labels), dtype=bool)
+    trained_on[held_out] = False
+    train, judged = (
+        part.select(torch.from_numpy(positions))
+        for positions in (np.flatnonzero(trained_on), held_out)
+    )
     no_validation = LabelledImages(part.images[:0], part.labels[:0])
-    network = build(recipe.network, recipe.network_arguments(classes), seed)
-    train = LabelledImages(part.images[training], part.labels[training])
+    arguments = recipe.network_arguments(classes, part.images.shape[-1])
+    network = build(recipe.network, arguments, seed)
     options = {"seed": seed, "device": torch.device(device), "name": name}
     history = fit(network, train, no_validation, recipe, **options)
     require_finite(history, recipe)
-    return predict(network, part.images[held_out]).numpy()
+    return predict(network, judged.images).numpy()
 
 
 class Audit(NamedTuple):

@@ -55,9 +55,11 @@ class Overview:
 
 def describe(parts: dict[str, LabelledImages], classes: int, device: torch.device) -> Overview:
     """Return the Overview of parts that have images: train, test, and perhaps validation."""
-    images = {name: part.images.to(device) for name, part in parts.items()}
     counts = {name: part.counts(classes) for name, part in parts.items()}
-    train, test = (image_statistics(images[part]) for part in ("train", "test"))
+    moments = {
+        name: data_statistics.moments(part.images, device) for name, part in parts.items()
+    }
+    train, test = (image_statistics(moments[part]) for part in ("train", "test"))
     shares = data_statistics.shares_test(counts["train"], counts["test"])
     similarity = {"class shares, chi-square": shares}
     for kind, values in train.items():
@@ -65,7 +67,7 @@ def describe(parts: dict[str, LabelledImages], classes: int, device: torch.devic
         similarity[f"{kind}, Kolmogorov-Smirnov"] = comparison
     return Overview(
         counts=counts,
-        channels={name: data_statistics.channel_statistics(x) for name, x in images.items()},
+        channels={name: data_statistics.channel_statistics(m) for name, m in moments.items()},
         **train,
         order=data_statistics.runs_test(parts["train"].labels.tolist()),
         similarity=similarity,

@@ -15,6 +15,8 @@ from common.dataset.label_fixes import COLUMNS, Suspect, as_rows
 from common.files import write_text
 from common.inspection.label_audit import CAUTION
 
+PICTURE = 128  # pixels at which the page shows a suspect; larger ones would only fill it
+
 
 def write(
     path: Path, *, title: str, facts: Sequence[tuple[str, str]],
@@ -56,7 +58,9 @@ def write(
 
 def _picture(image: torch.Tensor) -> str:
     file = BytesIO()
-    Image.fromarray(image.permute(1, 2, 0).numpy()).save(file, "PNG")
+    picture = Image.fromarray(image.permute(1, 2, 0).numpy())
+    picture.thumbnail((PICTURE, PICTURE))
+    picture.save(file, "PNG")
     return _data_uri(file.getvalue())
 
 

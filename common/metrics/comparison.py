@@ -13,6 +13,7 @@ from common.metrics.intervals import DRAWS, draw_rows, interval, random_levels, 
 from common.metrics.paired import best_probabilities, paired_scores, swap_test
 
 SIGNIFICANT = 0.05  # p below which a difference is significant
+MOST_CLASSES = 10  # whose recalls are compared, each by itself
 ROUNDING = 1e-12  # differences of metrics that are closer than this are equal
 TITLES = {  # of the compared metrics, beside the recalls
     "accuracy": "accuracy",
@@ -75,11 +76,15 @@ class Comparison:
 def by_title(values: dict[str, Any], classes: Sequence[str]) -> dict[str, Any]:
     """Return the compared metrics by their titles, from values by the names of `scores`.
 
-    values["recall"]: a list of one entry for each class, or an array (..., K).
+    values["recall"]: a list of one entry for each class, or an array (..., K). Of more than
+    MOST_CLASSES classes the averages alone: a correction for a test of each recall would leave
+    no difference significant.
     """
+    metrics = {title: values[name] for name, title in TITLES.items()}
+    if len(classes) > MOST_CLASSES:
+        return metrics
     recall = values["recall"]
     of_class = np.moveaxis(recall, -1, 0) if isinstance(recall, np.ndarray) else recall
-    metrics = {title: values[name] for name, title in TITLES.items()}
     return metrics | {f"recall of {name}": of_class[k] for k, name in enumerate(classes)}
 
 

@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 from common.errors import InputError
-from common.networks import ARCHITECTURES
+from common.networks import ARCHITECTURES, argument_names, is_function, is_torchvision
 
 FIELDS = (
     "architecture", "arguments", "weights", "classes", "recipe", "seed", "data",
@@ -17,6 +17,7 @@ FIELDS = (
 MAX_DEPTH = 10
 MAX_VALUES = 100_000
 MAX_CHARACTERS = 2**20
+MOST_PIXELS = 224  # the side of the largest images, as of --image-size
 MAX_NAME = 255  # a folder's name is no longer
 CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
@@ -35,7 +36,12 @@ def require_fields(content: dict[str, Any]) -> None:
         _is_class_names(content["classes"]),
         "classes are not two or more different names of printable characters",
     )
-    _require_arguments(content["architecture"], content["arguments"], len(content["classes"]))
+    image_size = content.get("image_size", 32)  # older checkpoints do not have it
+    possible = type(image_size) is int and image_size in range(1, MOST_PIXELS + 1)
+    require(possible, f"image_size is not a whole number from 1 to {MOST_PIXELS}")
+    _require_arguments(
+        content["architecture"], content["arguments"], len(content["classes"]), image_size
+    )
     require(
         content["seed"] is None or type(content["seed"]) is int, "seed is not a whole number"
     )
@@ -60,22 +66,42 @@ def _is_class_names(classes: Any) -> bool:
     )
 
 
-def _require_arguments(architecture: Any, arguments: Any, classes: int) -> None:
-    """Raise InputError unless `build` takes these arguments for so many classes."""
-    require(
-        isinstance(architecture, str) and architecture in ARCHITECTURES,
-        f"architecture is not one of {', '.join(ARCHITECTURES)}",
-    )
+def _require_arguments(
+    architecture: Any, arguments: Any, classes: int, image_size: int
+) -> None:
+    """Raise InputError unless `build` takes these arguments for such classes and images."""
+    _require_architecture(architecture)
     require(isinstance(arguments, dict), "arguments are not a dict")
     require("classes" in arguments, "arguments name no number of classes")
     allowed = {"classes", "classifier", "flip_average", "logit_offset"}
-    allowed.update(ARCHITECTURES[architecture].options)
+    options = argument_names(architecture)
+    allowed.update(options)
     for name, value in arguments.items():
         require(name in allowed, f"arguments are not those of {architecture}")
-        require(_is_argument(name, value, classes), f"argument {name} has no possible value")
+        possible = _is_argument(name, value, classes, image_size)
+        require(possible, f"argument {name} has no possible value")
+    if "image_size" in options:
+        same = arguments.get("image_size", 32) == image_size
+        require(same, "image_size is not that of the arguments")
 
 
-def _is_argument(name: str, value: Any, classes: int) -> bool:
+def _require_architecture(architecture: Any) -> None:
+    """Raise InputError unless it is a network that exists, or may be one of the user's."""
+    if isinstance(architecture, str) and is_torchvision(architecture):
+        # Only such files need torchvision, which takes a second to import.
+        from common.networks.torchvision_networks import require_torchvision_name
+
+        require_torchvision_name(architecture)
+        return
+    require(
+        isinstance(architecture, str)
+        and (architecture in ARCHITECTURES or is_function(architecture)),
+        f"architecture is not one of {', '.join(ARCHITECTURES)}, torchvision:NAME or"
+        " MODULE:FUNCTION",
+    )
+
+
+def _is_argument(name: str, value: Any, classes: int, image_size: int) -> bool:
     match name:
         case "classes":
             return type(value) is int and value == classes
@@ -89,6 +115,8 @@ def _is_argument(name: str, value: Any, classes: int) -> bool:
                 and len(value) == classes
                 and all(type(item) in (int, float) and math.isfinite(item) for item in value)
             )
+        case "image_size":
+            return type(value) is int and value == image_size
         case _:  # an option of the architecture, such as its width
             return type(value) is int and value >= 1
 

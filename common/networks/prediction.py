@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+MOST_IMAGES = 500  # in a batch
+
 
 def to_pixel_space(images: torch.Tensor) -> torch.Tensor:
     """Return uint8 images as float32 in [0, 1], and float images unchanged."""
@@ -12,12 +14,18 @@ def to_pixel_space(images: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def predict(network: nn.Module, images: torch.Tensor, batch_size: int = 500) -> torch.Tensor:
+def predict(
+    network: nn.Module, images: torch.Tensor, batch_size: int | None = None
+) -> torch.Tensor:
     """Return the logits (N, classes), on the CPU, of images in evaluation mode.
 
-    images: uint8, or float32 in [0, 1], (N, 3, S, S), on any device. The network's mode is
-    restored afterwards.
+    images: uint8, or float32 in [0, 1], (N, 3, S, S), on any device or in a file; or features,
+    for a network that takes those. batch_size: by default 500, and fewer of images larger than
+    32x32, in proportion, which bounds the memory. The network's mode is restored afterwards.
     """
+    if batch_size is None:
+        pixels = images.shape[2] * images.shape[3] if len(images.shape) == 4 else 1
+        batch_size = min(MOST_IMAGES, max(1, MOST_IMAGES * 32 * 32 // pixels))
     device = next(network.parameters()).device
     was_training = network.training
     network.eval()

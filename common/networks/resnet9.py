@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from common.networks.heads import Head
@@ -34,7 +35,7 @@ class ResNet9(nn.Module):
     width: channels of the first layer; the last has eight times as many. Width 16 has 0.4
     million weights, width 64 the original's 6.6 million. head: further arguments of `Head`.
 
-    x: float32 images (N, 3, 32, 32) in [0, 1]. Returns logits (N, classes).
+    x: float32 images (N, 3, S, S) in [0, 1], S at least 8. Returns logits (N, classes).
     """
 
     def __init__(self, classes: int, width: int = 16, **head: Any) -> None:
@@ -43,18 +44,21 @@ class ResNet9(nn.Module):
         self.layers = nn.Sequential(
             conv_block(3, w1),
             conv_block(w1, w2),
-            nn.MaxPool2d(2),  # (N, w2, 16, 16)
+            nn.MaxPool2d(2),  # (N, w2, 16, 16) of 32x32 images
             Residual(conv_block(w2, w2), conv_block(w2, w2)),
             conv_block(w2, w4),
             nn.MaxPool2d(2),  # (N, w4, 8, 8)
             conv_block(w4, w8),
             nn.MaxPool2d(2),  # (N, w8, 4, 4)
             Residual(conv_block(w8, w8), conv_block(w8, w8)),
-            nn.MaxPool2d(4),  # (N, w8, 1, 1); adaptive pooling is not deterministic on CUDA
-            nn.Flatten(),
         )
         self.head = Head(w8, classes, bias=False, **head)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = 2 * x - 1  # from [0, 1] to [-1, 1]
-        return self.head(FEATURE_SCALE * self.layers(x))
+        return self.head(self.features(x))
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        """Return what the last layer gets, (N, 8 width)."""
+        x = self.layers(2 * x - 1)  # from [0, 1] to [-1, 1]
+        # Adaptive pooling is not deterministic on CUDA.
+        return FEATURE_SCALE * F.max_pool2d(x, x.shape[-2:]).flatten(1)

@@ -15,6 +15,7 @@ import io
 import pickle
 import sys
 import zipfile
+from collections import OrderedDict
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar
@@ -25,8 +26,8 @@ from common.errors import InputError
 from common.files import atomic_write, require_regular
 
 # Far more than any file of this project has; they bound the time and memory of a hostile one.
-MAX_RECORDS = 1000
-MAX_PICKLE_BYTES = 2**19
+MAX_RECORDS = 10_000
+MAX_PICKLE_BYTES = 2**20
 MAX_DIMENSIONS = 8
 MAX_KEY = 2**16
 
@@ -57,7 +58,7 @@ def read_tensors(path: Path) -> Any:
     """Return the content of `path`, as torch.load does, with the tensors on the CPU.
 
     The content consists of tensors of float32, int64 or uint8 and of None, bool, int, float,
-    str, list, tuple and dict, as which an OrderedDict is read. Nothing else is read, nothing is
+    str, list, tuple, dict and OrderedDict. Nothing else is read, nothing is
     executed, and the memory that is needed is little more than the size of the file. Raises
     InputError for a file that is missing, damaged, or of another kind.
     """
@@ -128,9 +129,9 @@ def _require_whole(archive: zipfile.ZipFile, size: int) -> None:
         raise InputError(f"damaged (the checksum of a record is wrong); {AGAIN}")
 
 
-def _new_dict() -> dict[str, Any]:
-    """Return an empty dict; OrderedDict itself would take arguments, such as one to copy."""
-    return {}
+def _new_dict() -> OrderedDict[str, Any]:
+    """Return an empty OrderedDict; the class would take arguments, such as one to copy."""
+    return OrderedDict()
 
 
 def _rebuild_tensor(
@@ -147,6 +148,7 @@ def _rebuild_tensor(
     return storage.as_strided(size, stride, offset)  # raises beyond the end of the storage
 
 
+DTYPES = (torch.float32, torch.int64, torch.uint8)
 GLOBALS = {
     ("collections", "OrderedDict"): _new_dict,
     ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
@@ -222,7 +224,11 @@ class _Unpickler(pickle._Unpickler):
         self.stack[-1].update(zip(items[::2], items[1::2], strict=True))
 
     def load_build(self) -> None:
-        self.stack.pop()  # the version numbers of a state_dict, which are not needed
+        """Give a state_dict the version numbers of its modules, which some can't do without."""
+        attributes = self.stack.pop()
+        if not isinstance(self.stack[-1], OrderedDict):  # a function has attributes too
+            raise TypeError
+        self.stack[-1]._metadata = attributes["_metadata"]
 
     dispatch[pickle.SETITEM[0]] = load_setitem
     dispatch[pickle.SETITEMS[0]] = load_setitems

@@ -69,7 +69,7 @@ def picture_grid(
     for line, (name, pictures) in zip(grid, rows.items(), strict=True):
         for axes, (picture, text) in zip(line, pictures, strict=False):
             show(axes, picture.cpu(), text)
-        row_label(line[0], name)
+        row_label(line[0], name, 18)
     return save(figure, path)
 
 

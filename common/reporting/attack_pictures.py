@@ -22,7 +22,11 @@ from common.reporting.attack_figures import (
     noise_tradeoff,
     picture_grid,
 )
+from common.reporting.figures import spread
+from common.reporting.tables import shorten
 
+MOST_ROWS = 8  # classes in a figure of pictures
+MOST_PAIRS = 5  # classes with two pictures each in one row
 Cell = tuple[torch.Tensor, str]  # a picture (3, S, S) and its title
 
 
@@ -40,7 +44,8 @@ class Subject:
         """Return the predicted class of each image with its probability: "cat 98%"."""
         probabilities, labels = logits_of(self.network, x).softmax(1).max(1)
         return [
-            f"{self.classes[k]} {p:.0%}" for k, p in zip(labels, probabilities, strict=True)
+            f"{shorten(self.classes[k], 15)} {p:.0%}"
+            for k, p in zip(labels, probabilities, strict=True)
         ]
 
     def correct_positions(self, k: int, n: int) -> list[int]:
@@ -50,10 +55,13 @@ class Subject:
 
 
 def fgsm_rows(subject: Subject, epsilons: Sequence[float]) -> dict[str, list[Cell]]:
-    """Return an image of each class, and what FGSM makes of it at up to three epsilons."""
+    """Return an image of each class, and what FGSM makes of it at up to three epsilons.
+
+    Of more than MOST_ROWS classes, so many from the first to the last.
+    """
     shown = sorted(e for e in epsilons if e > 0)[::-2][:3][::-1]
     rows = {}
-    for k, name in enumerate(subject.classes):
+    for k in spread(len(subject.classes), MOST_ROWS):
         at = subject.correct_positions(k, 1)
         if not at:
             continue
@@ -67,7 +75,7 @@ def fgsm_rows(subject: Subject, epsilons: Sequence[float]) -> dict[str, list[Cel
             noise = noise_picture((images - x)[0], factor)
             row.append((noise, f"noise x {factor:g}\nepsilon {e:g}/255"))
             row.append((images[0], f"adversarial\n{subject.predictions(images)[0]}"))
-        rows[name] = row
+        rows[subject.classes[k]] = row
     return rows
 
 
@@ -106,10 +114,15 @@ def noise_rows(
 def universal_rows(
     subject: Subject, learned: dict[str, torch.Tensor | None], epsilon: float
 ) -> dict[str, list[Cell]]:
-    """Return each noise, and the first two test images of each class with it."""
+    """Return each noise, and the first two test images of each class with it.
+
+    Of more than MOST_PAIRS classes one image of each, at most of MOST_ROWS.
+    """
     images, labels = subject.test
-    at = torch.cat([(labels == k).nonzero().flatten()[:2] for k in range(len(subject.classes))])
-    x, true = images[at], [subject.classes[k] for k in labels[at]]
+    n = 2 if len(subject.classes) <= MOST_PAIRS else 1
+    shown = spread(len(subject.classes), MOST_ROWS)
+    at = torch.cat([(labels == k).nonzero().flatten()[:n] for k in shown])
+    x, true = images[at], [shorten(subject.classes[k], 12) for k in labels[at]]
     rows = {}
     for name, noise in learned.items():
         factor = 0.5 if name == "unbounded" else 128 / max(epsilon, 1)
@@ -147,6 +160,7 @@ def save_figures(
     """
     name, classes = subject.name, subject.classes
     caption = f"{subject.source}; n = {len(subject.test.labels):,} test images"
+    chosen = f"; {MOST_ROWS} of {len(classes)} classes" if len(classes) > MOST_ROWS else ""
     paths = {
         kind: Path(f"{prefix}_{kind}.png")
         for kind in ("epsilon", "networks", "tradeoff", "fgsm", "noise", "universal")
@@ -176,22 +190,22 @@ def save_figures(
             noise_tradeoff(paths["tradeoff"], tradeoff, least, norm.upper(), title, about)
         )
     wanted_rows = {
-        "fgsm": list(classes),
+        "fgsm": [classes[k] for k in spread(len(classes), MOST_ROWS)],
         "noise": [f"{classes[k]} to {classes[target]}" for k, target in pairs],
     }
     for kind, rows, title, about in (
         ("fgsm", fgsm_rows(subject, epsilons), "FGSM",
-         "the first image of each class that the network gets right"),
+         f"the first image of each class that the network gets right{chosen}"),
         ("noise", noise_rows(subject, pairs, c=c, norm=norm, steps=steps),
          "noise optimised to fool",
          "the first images that the network gets right; noise in grey: mean of its colours"),
         ("universal", universal_rows(subject, learned, epsilon),
          f"one noise for all images, epsilon {epsilon:g}/255",
-         "the first images of each class; row names: what the noise was learned for"),
+         f"the first images of each class; row names: what the noise was learned for{chosen}"),
     ):  # fmt: skip
         missing = [row for row in wanted_rows.get(kind, ()) if row not in rows]
         if missing:
-            about += f"; none to show of: {', '.join(missing)}"
+            about += f"; none to show of: {', '.join(map(shorten, missing))}"
         if rows:
             saved.append(
                 picture_grid(paths[kind], rows, f"{name}: {title}", f"{caption}\n{about}")

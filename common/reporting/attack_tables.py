@@ -6,8 +6,8 @@ from textwrap import fill
 from typing import Any
 
 from common.attacks.robustness import AttackCurve
-from common.reporting.evaluation_tables import SUMMARIES, reports_compared
-from common.reporting.tables import short_names, side_by_side, text_table, with_interval
+from common.reporting.evaluation_tables import SUMMARIES, recall_columns, reports_compared
+from common.reporting.tables import side_by_side, text_table, with_interval
 
 
 def curve_text(curve: AttackCurve) -> str:
@@ -16,26 +16,19 @@ def curve_text(curve: AttackCurve) -> str:
     about = f"{curve.name} ({curve.description}) on the {attacked} images that are right:"
     flipped = "on target" if curve.targeted else "flipped"
     headers = [curve.unit, "accuracy", "balanced acc.", flipped, "L1", "L2", "Linf"]
+    reports = [result.report for result in curve.results.values()]
     rows = []
     for epsilon, result in curve.results.items():
         r, norms = result.report, result.norms
         scores = [with_interval(getattr(r, m), r.intervals[m]) for m in list(SUMMARIES)[:2]]
         noise = [f"{norms['L1']:.1f}", f"{norms['L2']:.2f}", f"{norms['Linf']:.3f}"]
         rows.append([epsilon, *scores, f"{result.flipped / result.attacked:.1%}", *noise])
-    classes = next(iter(curve.results.values())).report.classes
-    recalls = {
-        f"recall of {name}": [
-            with_interval(result.report.recall[k], result.report.intervals["recall"][k])
-            for result in curve.results.values()
-        ]
-        for k, name in enumerate(short_names(classes))
-    }
     return "\n".join(
         [
             fill(about, 80),
             text_table(headers, rows),
             "",
-            side_by_side(list(curve.results), recalls),
+            side_by_side(list(curve.results), recall_columns(reports)),
             f"({curve.seconds:.1f} s; L1, L2, Linf: mean norms of the noise)",
         ]
     )

@@ -19,7 +19,8 @@ from common.reporting.tables import shorten
 
 COLUMNS = 4
 MOST_ROWS = 10
-GAP = 2  # white pixels between the two pictures of a pair
+LONGEST_PAIR = 16  # letters of two class names in one line above a picture
+GAP = 1 / 16  # of a picture's width: white, between the two pictures of a pair
 RED = "#B00000"  # of conflicting labels
 
 
@@ -52,7 +53,7 @@ def duplicates_figure(
         first, second = (
             images[row[f"{side}_part"]][row[f"{side}_index"]] for side in ("first", "second")
         )
-        gap = torch.full_like(first[:, :, :GAP], 255)
+        gap = torch.full_like(first[:, :, : round(GAP * first.shape[2])], 255)
         show(axes, torch.cat([first, gap, second], 2), _title(row))
         if row["conflict"]:
             axes.title.set(color=RED, fontweight="bold")
@@ -77,7 +78,9 @@ def suspects_figure(
         " suspects shown; given -> suggested label, and its probability",
     )
     for axes, s in zip(_picture_axes(figure, lines, columns), shown, strict=False):
-        title = f"{s.index}\n{s.given} -> {s.suggested} {s.confidence:.0%}"
+        given, suggested = (shorten(name, 14) for name in (s.given, s.suggested))
+        between = " " if len(given + suggested) <= LONGEST_PAIR else "\n"
+        title = f"{s.index}\n{given}{between}-> {suggested} {s.confidence:.0%}"
         show(axes, images[s.index], title)
     return save(figure, path)
 
@@ -121,9 +124,9 @@ def errors_figure(
         for axes, i in zip(line, ranked, strict=False):
             name = image_name(files, i).rpartition("/")[2]
             predicted = f"{shorten(classes[predictions[i]])} {confidence[i]:.1%}"
-            show(axes, part.images[i], f"{predicted}\n{shorten(name)}")
+            show(axes, part.images[int(i)], f"{predicted}\n{shorten(name)}")
         count = f"{errors[k]:,} of {(labels == k).sum():,} wrong"
-        row_label(line[0], f"{shorten(classes[k])}\n{count}")
+        row_label(line[0], f"{shorten(classes[k])}\n{count}", 24)
     return save(figure, path)
 
 
@@ -137,7 +140,7 @@ def _picture_axes(figure: Figure, lines: int, columns: int) -> list[Axes]:
 
 def _title(row: dict[str, Any]) -> str:
     names = " | ".join(
-        f"{row[f'{side}_part']} {row[f'{side}_index']} {row[f'{side}_label']}"
+        f"{row[f'{side}_part']} {row[f'{side}_index']} {shorten(row[f'{side}_label'], 14)}"
         for side in ("first", "second")
     )
     kind = f"{row['kind']} {row['distance']:.4f}" if row["kind"] == "near" else "exact"

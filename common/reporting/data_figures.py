@@ -7,12 +7,33 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib.ticker import LogLocator
 from tqdm import tqdm
 
 from common.dataset.split import Split
 from common.inspection.data_statistics import RunsTest
 from common.inspection.overview import Overview
-from common.reporting.figures import colour, matrix, new_figure, row_label, save, show
+from common.reporting.figures import (
+    COLOURS,
+    LONGEST_BESIDE,
+    LONGEST_UPRIGHT,
+    colour,
+    matrix,
+    matrix_figure,
+    new_figure,
+    row_label,
+    save,
+    show,
+    slant_labels,
+    spread,
+)
+from common.reporting.tables import shorten
+
+MOST_UPRIGHT = 7  # classes with bars beside each other, and with a colour each
+MOST_TALL = 8  # rows of samples at full size
+MOST_ROWS = 20  # classes with samples
+FEWER_COLUMNS = 6  # samples of a class if there are many: to lay out 200 pictures takes long
+MOST_NAMED = 6  # classes with a colour, of more than there are colours
 
 
 def save_figures(prefix: Path, split: Split, overview: Overview) -> list[Path]:
@@ -21,7 +42,7 @@ def save_figures(prefix: Path, split: Split, overview: Overview) -> list[Path]:
     brightness, contrast = overview.brightness, overview.contrast
     ringed = sorted({int(i) for found in overview.outliers.values() for i in found})
     titles = [
-        f"{i}: {split.classes[label]}\nb {brightness[i]:.2f}, c {contrast[i]:.2f}"
+        f"{i}: {shorten(split.classes[label], 14)}\nb {brightness[i]:.2f}, c {contrast[i]:.2f}"
         for i, label in enumerate(labels.tolist())
     ]
     about = (split.classes, split.source)
@@ -44,7 +65,10 @@ def class_counts(
 ) -> Path:
     """Draw bars of the images per class, for each part (train, test, ...)."""
     total = ", ".join(f"{sum(counts):,} {part}" for part, counts in parts.items())
-    figure = new_figure(7, 4, "Images per class", f"{source}; n = {total}")
+    title, caption = "Images per class", f"{source}; n = {total}"
+    if len(classes) > MOST_UPRIGHT:
+        return _bars_across(path, parts, classes, title, caption)
+    figure = new_figure(7, 4, title, caption)
     axes = figure.subplots()
     width = 0.8 / len(parts)
     for i, (part, counts) in enumerate(parts.items()):
@@ -52,19 +76,49 @@ def class_counts(
         bars = axes.bar(positions, counts, width * 0.95, label=part, color=colour(i))
         shares = [f"{n:,}\n{n / sum(counts):.1%}" for n in counts]
         axes.bar_label(bars, shares, fontsize=8, padding=2)
-    axes.set_xticks(range(len(classes)), classes)
+    axes.set_xticks(range(len(classes)), list(map(shorten, classes)))
+    if len(classes) * max(map(len, classes)) > 5 * LONGEST_UPRIGHT:
+        slant_labels(axes.xaxis)
     axes.set_ylabel("images")
     axes.margins(y=0.18)
     axes.legend()
     return save(figure, path)
 
 
+def _bars_across(
+    path: Path,
+    parts: dict[str, Sequence[int]],
+    classes: Sequence[str],
+    title: str,
+    caption: str,
+) -> Path:
+    """Draw a panel of horizontal bars for each part, with count and share of each class."""
+    figure = new_figure(1.8 + 3.4 * len(parts), 1.2 + 0.21 * len(classes), title, caption)
+    panels = np.ravel(figure.subplots(1, len(parts), sharey=True))
+    for i, (axes, (part, counts)) in enumerate(zip(panels, parts.items(), strict=True)):
+        bars = axes.barh(range(len(classes)), counts, 0.8, color=colour(i))
+        shares = [f"{n:,} ({n / sum(counts):.1%})" for n in counts]
+        axes.bar_label(bars, shares, fontsize=7, padding=2)
+        axes.set_title(part, fontsize=10)
+        axes.set_xlabel("images")
+        axes.margins(x=0.32)
+        axes.set_ylim(len(classes) - 0.4, -0.6)
+    panels[0].set_yticks(range(len(classes)), list(map(shorten, classes)), fontsize=8)
+    return save(figure, path)
+
+
 def class_shares(
     path: Path, parts: dict[str, Sequence[int]], classes: Sequence[str], source: str
 ) -> Path:
-    """Draw a pie of the class shares of each part, with counts and shares in its legend."""
+    """Draw a pie of the class shares of each part, with counts and shares in its legend.
+
+    Of more classes than there are colours: a curve of the shares, the largest class first.
+    """
     total = ", ".join(f"{sum(counts):,} {part}" for part, counts in parts.items())
-    figure = new_figure(4 * len(parts), 4.6, "Class shares", f"{source}; n = {total}")
+    title, caption = "Class shares", f"{source}; n = {total}"
+    if len(classes) > MOST_UPRIGHT:
+        return _ranked_shares(path, parts, title, caption)
+    figure = new_figure(4 * len(parts), 4.2 + 0.14 * len(classes), title, caption)
     for axes, (part, counts) in zip(
         np.ravel(figure.subplots(1, len(parts))), parts.items(), strict=True
     ):
@@ -77,11 +131,35 @@ def class_shares(
         )
         # In a legend: on the slices, the shares of small classes would overlap.
         shares = [
-            f"{name}: {n:,} ({n / sum(counts):.1%})"
+            f"{shorten(name)}: {n:,} ({n / sum(counts):.1%})"
             for name, n in zip(classes, counts, strict=True)
         ]
         axes.legend(wedges, shares, loc="upper center", bbox_to_anchor=(0.5, 0.02), fontsize=9)
         axes.set_title(part, fontsize=10)
+    return save(figure, path)
+
+
+def _ranked_shares(
+    path: Path, parts: dict[str, Sequence[int]], title: str, caption: str
+) -> Path:
+    """Draw the share of each class by its rank, on a logarithmic axis, for each part."""
+    figure = new_figure(8, 4.2, title, caption)
+    axes = figure.subplots()
+    for i, (part, counts) in enumerate(parts.items()):
+        present = sorted((n / sum(counts) for n in counts if n), reverse=True)
+        ranks = range(1, len(present) + 1)
+        axes.plot(
+            ranks, present, marker="os^"[i % 3], markersize=4, color=colour(i), label=part
+        )
+    axes.axhline(1 / len(counts), color="0.5", linestyle=":", label="all classes equal")
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:.3g}")
+    axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+    axes.yaxis.set_minor_formatter("{x:.3g}")
+    axes.set_xlabel("rank of the class, the largest first")
+    axes.set_ylabel("share of the part's images, logarithmic")
+    axes.grid(alpha=0.3)
+    axes.legend()
     return save(figure, path)
 
 
@@ -93,21 +171,28 @@ def samples(
     source: str,
     columns: int = 10,
 ) -> Path:
-    """Draw the first images of each class, with their positions in the train images."""
+    """Draw the first images of each class, with their positions in the train images.
+
+    Of more than MOST_ROWS classes, so many from the first to the last.
+    """
+    shown = spread(len(classes), MOST_ROWS)
+    upright = LONGEST_BESIDE if len(shown) <= MOST_TALL else 0
+    columns = columns if upright else min(columns, FEWER_COLUMNS)
+    chosen = f"{len(shown)} of {len(classes)} classes, " if len(shown) < len(classes) else ""
     figure = new_figure(
-        columns + 0.6,
-        1.25 * len(classes) + 0.7,
+        columns + 0.6 if upright else 0.9 * columns + 2.0,
+        (1.25 if upright else 0.95) * len(shown) + 0.7,
         "Sample images, with their position in the train images",
-        f"{source}; the first {columns} of each class, of n = {len(labels):,}",
+        f"{source}; {chosen}the first {columns} of each class, of n = {len(labels):,}",
     )
-    grid = figure.subplots(len(classes), columns, squeeze=False)
-    for k, name in enumerate(classes):
+    grid = figure.subplots(len(shown), columns, squeeze=False)
+    for line, k in zip(grid, shown, strict=True):
         positions = (labels == k).nonzero().flatten().tolist()[:columns]
-        for axes in grid[k]:
+        for axes in line:
             axes.set_axis_off()
-        for axes, i in zip(grid[k], positions, strict=False):
+        for axes, i in zip(line, positions, strict=False):
             show(axes, images[i], str(i))
-        row_label(grid[k, 0], name)
+        row_label(line[0], shorten(classes[k]), upright)
     return save(figure, path)
 
 
@@ -117,7 +202,7 @@ def class_order(
     """Draw a mark for each image at its position in the data set, one row for each class."""
     figure = new_figure(
         9,
-        1 + 0.8 * len(classes),
+        1 + len(classes) * min(0.8, max(0.2, 8 / len(classes))),
         "Where each class lies in the order of the train images",
         f"{source}; n = {len(labels):,}; {test.runs:,} runs of equal labels, a random order"
         f" has {test.expected:,.0f} (z = {test.z:.2f}, p = {test.p:.2g})",
@@ -133,9 +218,10 @@ def class_order(
     axes.set_yticks(
         range(len(classes)),
         [
-            f"{name} ({len(of_class):,})"
+            f"{shorten(name)} ({len(of_class):,})"
             for name, of_class in zip(classes, positions, strict=True)
         ],
+        fontsize=10 if len(classes) <= MOST_ROWS else 8,
     )
     axes.invert_yaxis()
     axes.set_xlim(-0.5, len(labels) - 0.5)
@@ -152,12 +238,29 @@ def image_statistics(
     outliers: Sequence[int],
     source: str,
 ) -> Path:
-    """Draw the contrast of each image by its brightness, with rings around the outliers."""
+    """Draw the contrast of each image by its brightness, with rings around the outliers.
+
+    Of more classes than there are colours, those have one that are farthest from the others.
+    """
+    title, caption = "Brightness and contrast of each train image", f"n = {len(labels):,}"
+    coloured = list(range(len(classes)))
+    if len(classes) > len(COLOURS):
+        coloured = _farthest(np.stack([brightness, contrast], 1), labels.numpy())
+        caption += (
+            f"; coloured: the {MOST_NAMED} of {len(classes)} classes whose medians are farthest"
+            " from that of all"
+        )
     figure = new_figure(
-        7, 5, "Brightness and contrast of each train image", f"{source}; n = {len(labels):,}"
+        7 if len(coloured) == len(classes) else 9, 5, title, f"{source}; {caption}"
     )
     axes = figure.subplots()
-    for k, name in enumerate(classes):
+    others = ~np.isin(labels.numpy(), coloured)
+    if others.any():
+        axes.scatter(
+            brightness[others], contrast[others], s=6, alpha=0.5, linewidths=0, color="0.75",
+            label=f"other classes ({others.sum():,})",
+        )  # fmt: skip
+    for i, k in enumerate(coloured):
         of_class = (labels == k).numpy()
         axes.scatter(
             brightness[of_class],
@@ -165,8 +268,8 @@ def image_statistics(
             s=6,
             alpha=0.5,
             linewidths=0,
-            color=colour(k),
-            label=f"{name} ({of_class.sum():,})",
+            color=colour(i),
+            label=f"{shorten(classes[k])} ({of_class.sum():,})",
         )
     ringed = list(outliers)
     axes.scatter(
@@ -180,9 +283,21 @@ def image_statistics(
     )
     axes.set_xlabel("brightness: mean of the image's pixels (0 black, 1 white)")
     axes.set_ylabel("contrast: standard deviation of the image's pixels")
-    for handle in axes.legend(markerscale=2).legend_handles:
+    beside = {"loc": "upper left", "bbox_to_anchor": (1, 1)} if others.any() else {}
+    for handle in axes.legend(markerscale=2, **beside).legend_handles:
         handle.set_alpha(1)
     return save(figure, path)
+
+
+def _farthest(values: np.ndarray, labels: np.ndarray) -> list[int]:
+    """Return the MOST_NAMED labels whose values (N, D) have the farthest medians from all's."""
+    scale = np.maximum(values.std(0), 1e-9)
+    centre = np.median(values, axis=0)
+    distances = {
+        int(k): float(np.abs((np.median(values[labels == k], axis=0) - centre) / scale).max())
+        for k in np.unique(labels)
+    }
+    return sorted(sorted(distances, key=lambda k: -distances[k])[:MOST_NAMED])
 
 
 def outlier_images(
@@ -211,7 +326,7 @@ def outlier_images(
         axes.set_axis_off()
     for rows, (kind, positions) in zip(np.split(grid, len(found)), found.items(), strict=True):
         for axes, i in zip(rows.flat, positions, strict=False):
-            show(axes, images[i], titles[i])
+            show(axes, images[int(i)], titles[i])
         for axes in rows[:, 0]:
             row_label(axes, kind)
     return save(figure, path)
@@ -221,11 +336,9 @@ def label_joint(
     path: Path, joint: np.ndarray, classes: Sequence[str], n: int, source: str
 ) -> Path:
     """Draw the estimated joint of given and true labels (K, K), as numbers of n images."""
-    k = len(classes)
     off = 1 - np.trace(joint)
-    figure = new_figure(
-        2.6 + 1.2 * k,
-        1.9 + 1.0 * k,
+    figure = matrix_figure(
+        len(classes),
         "Given and true labels, estimated",
         f"{source}; n = {n:,} train images\n"
         f"confident learning: about {off * n:,.0f} ({off:.1%}) have a wrong label",

@@ -2,23 +2,43 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from textwrap import wrap
+from textwrap import fill, wrap
 from typing import Any
+
+import numpy as np
 
 from common.dataset.label_fixes import Suspect
 from common.dataset.split import Split
 from common.inspection.data_statistics import OUTLIER_DISTANCE
 from common.inspection.label_audit import CAUTION, Audit
 from common.inspection.overview import Overview
-from common.reporting.tables import text_table
+from common.metrics.comparison import MOST_CLASSES
+from common.reporting.tables import (
+    WIDTH,
+    end_of,
+    short_names,
+    shorten,
+    side_by_side,
+    text_table,
+)
 
 SIGNIFICANT = 0.01  # a p below it is called a difference
+MOST_DAMAGED = 10  # files to name in the text; the result file has all
 
 
 def split_facts(split: Split) -> list[tuple[str, str]]:
-    """Return (name, value) of the source, and of each change of the train labels."""
+    """Return (name, value) of the source, its split, and each change of the train images."""
     facts = [("Images", split.source), ("Fingerprint", split.fingerprint)]
+    share, groups, damaged = map(split.changes.get, ("test_share", "groups", "damaged"))
+    if share is not None:
+        together = f"near duplicates{' and the groups of ' * bool(groups)}{groups or ''}"
+        facts.append(("Split", f"{share:.10g} to test on; {together} stay on one side"))
+    if damaged:
+        named = ", ".join(damaged[:MOST_DAMAGED])
+        more = f" and {len(damaged) - MOST_DAMAGED} more" * (len(damaged) > MOST_DAMAGED)
+        facts.append(("Left out, can't be read", f"{len(damaged)}: {named}{more}"))
     noise, fixes, leaks = map(
         split.changes.get, ("label_noise", "label_fixes", "leaks_dropped")
     )
@@ -37,16 +57,21 @@ def split_facts(split: Split) -> list[tuple[str, str]]:
 
 
 def split_text(split: Split) -> str:
-    """Return the first lines of every report: `split_facts`, one a line."""
-    return "\n".join(f"{name}: {value}" for name, value in split_facts(split))
+    """Return the first lines of every report: `split_facts`, for an 80-column screen."""
+    return "\n".join(
+        fill(
+            f"{name}: {value}",
+            80,
+            subsequent_indent="  ",
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        for name, value in split_facts(split)
+    )
 
 
 def overview_text(overview: Overview, classes: Sequence[str]) -> str:
     """Return class counts, pixel statistics, order, similarity and outliers."""
-    counts = [
-        [name, *(f"{n:,} ({n / sum(of_part):.1%})" for n in of_part), f"{sum(of_part):,}"]
-        for name, of_part in overview.counts.items()
-    ]
     channels = [
         [part, statistic, *(f"{value:.3f}" for value in values)]
         for part, by_statistic in overview.channels.items()
@@ -62,6 +87,7 @@ def overview_text(overview: Overview, classes: Sequence[str]) -> str:
         for name, test in overview.similarity.items()
     ]
     order = overview.order
+    always = f"Calling every test image a {shorten(classes[overview.largest_class])}"
     verdict = "is not random" if order.p < SIGNIFICANT else "may well be random"
     sentence = (
         f"Order of the train images: {order.runs:,} runs of equal labels; a random order has"
@@ -71,9 +97,8 @@ def overview_text(overview: Overview, classes: Sequence[str]) -> str:
     unusual = ", ".join(f"{len(found)} in {kind}" for kind, found in overview.outliers.items())
     return "\n".join(
         [
-            text_table(["class", *classes, "total"], counts),
-            f"Calling every test image a {classes[overview.largest_class]} would be right for"
-            f" {overview.constant_accuracy:.2%}.",
+            _counts(overview.counts, classes),
+            f"{always} would be right for {overview.constant_accuracy:.2%}.",
             "",
             text_table(["pixels (0 to 1)", "", "red", "green", "blue"], channels, "llrrr"),
             "",
@@ -86,6 +111,20 @@ def overview_text(overview: Overview, classes: Sequence[str]) -> str:
             f"(over {OUTLIER_DISTANCE:g} robust standard deviations from the median)",
         ]
     )
+
+
+def _counts(by_part: dict[str, Sequence[int]], classes: Sequence[str]) -> str:
+    """Return the images per class, the classes beside each other where that fits."""
+    cells = {
+        part: [*(f"{n:,} ({n / sum(counts):.1%})" for n in counts), f"{sum(counts):,}"]
+        for part, counts in by_part.items()
+    }
+    names = [*short_names(classes), "total"]
+    across = text_table(["class", *names], [[part, *row] for part, row in cells.items()])
+    if max(map(len, across.splitlines())) <= WIDTH:
+        return across
+    rows = [[name, *row] for name, *row in zip(names, *cells.values(), strict=True)]
+    return text_table(["class", *cells], rows)
 
 
 def duplicates_text(rows: Sequence[dict[str, Any]]) -> str:
@@ -112,31 +151,61 @@ def audit_text(
 ) -> str:
     """Return the estimated joint of given and true labels, as images, and the first suspects.
 
-    n: number of train images. At most `most` suspects are listed.
+    n: number of train images. At most `most` suspects are listed, and of more than
+    MOST_CLASSES classes at most `most` cells of the joint.
     """
-    joint = [
-        [name, *(f"{value:,.0f}" for value in row)]
-        for name, row in zip(classes, audit.joint * n, strict=True)
-    ]
-    by_given = [sum(s.given == name for s in suspects) for name in classes]
+    by_given = Counter(s.given for s in suspects)
     counts = ", ".join(
-        f"{k} given as {name}" for k, name in zip(by_given, classes, strict=True)
+        f"{by_given[name]} given as {shorten(name)}"
+        for name in classes
+        if by_given[name] or len(classes) <= MOST_CLASSES
     )
+    about = f" ({counts})" if counts else ""
     lines = [
-        "Estimated images by given label (row) and true label (column):",
-        text_table(["given", *classes], joint),
+        *_joint(audit.joint * n, classes, most),
         "",
-        f"Suspects: {len(suspects)} of {n:,} images ({counts})",
+        *wrap(f"Suspects: {len(suspects)} of {n:,} images{about}", 80),
         *wrap(CAUTION, 80),
     ]
     if suspects:
         listed = [
-            [str(s.index), s.given, s.suggested, f"{s.confidence:.2f}", s.file]
+            [
+                str(s.index),
+                shorten(s.given),
+                shorten(s.suggested),
+                f"{s.confidence:.2f}",
+                end_of(s.file, 20),
+            ]
             for s in suspects[:most]
         ]
         headers = ["index", "given", "suggested", "confidence", "file"]
         lines += ["", text_table(headers, listed, "rllrl")]
     return "\n".join(lines)
+
+
+def _joint(images: np.ndarray, classes: Sequence[str], most: int) -> list[str]:
+    """Return the joint of given and true labels, (K, K), as lines, or its largest errors."""
+    names = short_names(classes)
+    if len(classes) <= MOST_CLASSES:
+        cells = {
+            name: [f"{value:,.0f}" for value in column]
+            for name, column in zip(names, images.T, strict=True)
+        }
+        return [
+            "Estimated images by given label (row) and true label (column):",
+            side_by_side(names, cells, "r"),
+        ]
+    wrong = np.where(np.eye(len(classes), dtype=bool), 0, images)
+    places = np.argsort(-wrong, axis=None, kind="stable")[:most]
+    rows = [
+        [names[i], names[j], f"{wrong[i, j]:,.1f}"]
+        for i, j in zip(*np.unravel_index(places, wrong.shape), strict=True)
+        if wrong[i, j] > 0
+    ]
+    return [
+        f"Estimated images with a wrong label: {wrong.sum():,.0f}; the most frequent errors:",
+        text_table(["given label", "true label", "images"], rows, "llr"),
+    ]
 
 
 def planted_text(table: dict[str, dict[str, float]]) -> str:
@@ -149,7 +218,7 @@ def planted_text(table: dict[str, dict[str, float]]) -> str:
     }
     rows = [
         [
-            name,
+            shorten(name, 16),
             str(row["planted"]),
             *(f"{row[score]:.3f}" for score in ("recall", *rankings)),
         ]

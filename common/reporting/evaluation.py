@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 
 from common.dataset.split import Split
+from common.errors import InputError
 from common.files import save_table
+from common.metrics.comparison import Comparison, compare_predictions
 from common.metrics.decisions import decide, shift_prior
 from common.metrics.probabilities import (
     TINY,
@@ -31,17 +33,19 @@ from common.reporting.evaluation_tables import (
     caution,
     is_held_out,
     report_text,
+    reports_compared,
 )
 from common.reporting.probability_tables import (
     NO_TEMPERATURE,
     decisions_text,
+    differences_text,
     prediction_rows,
     probabilities_text,
     temperature_text,
 )
 from common.reporting.training_figures import confusion
 from common.reporting.training_tables import TRAINED_ON_TEST
-from common.training.assumed_shares import train_counts
+from common.training.assumed_shares import of_checkpoint, train_counts
 
 
 @dataclass(frozen=True)
@@ -175,6 +179,43 @@ def evaluate(
         decisions,
         chosen,
     )
+
+
+def wanted_and_assumed_shares(
+    given: Sequence[float],
+    named: Sequence[tuple[Path, tuple[str, Checkpoint]]],
+    split: Split,
+) -> tuple[np.ndarray, dict[str, list[float]]]:
+    """Return the class shares of --prior, (K,), and by name those that each network assumes.
+
+    given: the shares up to a factor. Raises InputError for another number of them, and for a
+    recipe that is not known.
+    """
+    if len(given) != len(split.classes):
+        numbers = f"{len(given)} shares for {len(split.classes)} classes"
+        raise InputError(f"--prior: {numbers}; give one for each class, in label order")
+    counts = split.train.counts(len(split.classes))
+    assumed = {name: of_checkpoint(each, path, counts) for path, (name, each) in named}
+    return np.array(given) / sum(given), assumed
+
+
+def compare(
+    networks: dict[str, Network], evaluations: dict[str, Evaluation], split: Split
+) -> tuple[str, Comparison]:
+    """Return how several networks compare on the same test images, as text and as numbers."""
+    labels = split.test.labels.numpy()
+    reports = {name: each.report for name, each in evaluations.items()}
+    comparison = compare_predictions(
+        {name: [report.as_dict()] for name, report in reports.items()},
+        {name: network.test.argmax(1)[None] for name, network in networks.items()},
+        labels,
+    )
+    blocks = [
+        f"== All on the {len(labels)} test images, 95% intervals ==",
+        f"{reports_compared(reports)}\n",
+        differences_text(comparison),
+    ]
+    return "\n".join(blocks), comparison
 
 
 def evaluation_text(

@@ -9,6 +9,7 @@ import numpy as np
 from sklearn.metrics import classification_report
 
 from common.dataset.split import Split
+from common.metrics.comparison import MOST_CLASSES
 from common.metrics.groups import FEW, MANY, group_recalls, largest_confusions, shot_groups
 from common.metrics.intervals import PER_CLASS
 from common.metrics.report import Report, labels_and_predictions
@@ -23,7 +24,6 @@ from common.reporting.tables import (
 )
 
 HIGH = 0.7  # a precision or recall from here on is called high; report A gives no figure
-MOST_CLASSES = 10  # of a confusion matrix that is printed whole
 NOT_HELD_OUT = (
     "*** TRAINED ON THE TEST IMAGES: the scores below are not held out and say\n"
     "*** nothing about images that the network has not seen."
@@ -176,24 +176,25 @@ def reports_compared(reports: dict[str, Report]) -> str:
 
     Of more than ten classes only the worst recall is shown.
     """
-    classes = next(iter(reports.values())).classes
     columns = {
         label: [with_interval(getattr(r, m), r.intervals[m]) for r in reports.values()]
         for m, label in SUMMARIES.items()
     }
+    return side_by_side(list(reports), columns | recall_columns(list(reports.values())))
+
+
+def recall_columns(reports: Sequence[Report]) -> dict[str, list[str]]:
+    """Return the columns of the recalls; of more than ten classes that of the worst alone."""
+    classes = reports[0].classes
     if len(classes) > MOST_CLASSES:
-        columns["worst recall"] = [
-            with_interval(*min(zip(r.recall, r.intervals["recall"], strict=True)))
-            for r in reports.values()
+        worst = [min(zip(r.recall, r.intervals["recall"], strict=True)) for r in reports]
+        return {"worst recall": [with_interval(*each) for each in worst]}
+    return {
+        f"recall of {name}": [
+            with_interval(r.recall[k], r.intervals["recall"][k]) for r in reports
         ]
-    else:
-        columns |= {
-            f"recall of {name}": [
-                with_interval(r.recall[k], r.intervals["recall"][k]) for r in reports.values()
-            ]
-            for k, name in enumerate(short_names(classes))
-        }
-    return side_by_side(list(reports), columns)
+        for k, name in enumerate(short_names(classes))
+    }
 
 
 def caution(checkpoint: Checkpoint, split: Split) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import wrap
 
 import numpy as np
 import torch
@@ -21,6 +22,9 @@ from common.files import atomic_write
 from common.reporting.tables import shorten
 
 LONGEST_UPRIGHT = 9  # letters of a class name below a column of a matrix
+LONGEST_BESIDE = 16  # letters of a rotated name beside a row of pictures
+MOST_LARGE_CELLS = 5  # classes of a matrix with room for large numbers
+MOST_CELLS = 20  # classes of a matrix with numbers in its cells
 # The palette of Okabe and Ito (2008), which colour-blind readers can distinguish.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
 
@@ -63,18 +67,51 @@ def log_labels(axis: Axis) -> None:
     axis.set_minor_formatter(LogFormatter())  # on a short axis only
 
 
-def row_label(axes: Axes, text: str) -> None:
-    """Write a label to the left of the first picture of a row."""
+def row_label(axes: Axes, text: str, upright: int = LONGEST_BESIDE) -> None:
+    """Write a label to the left of the first picture of a row.
+
+    upright: the letters of a line up to which it is rotated, to run along the picture. Longer
+    lines are wrapped.
+    """
+    lines = [line for each in text.splitlines() for line in wrap(each, LONGEST_BESIDE)]
+    rotated = max(map(len, text.splitlines())) <= upright
     axes.text(
         -0.15,
         0.5,
-        text,
+        text if rotated else "\n".join(lines),
         transform=axes.transAxes,
-        rotation=90,
+        rotation=90 if rotated else 0,
         ha="right",
         va="center",
-        fontsize=10,
+        fontsize=10 if rotated else 8,
     )
+
+
+def spread(n: int, most: int) -> list[int]:
+    """Return all numbers below n, or `most` of them from the first to the last.
+
+    >>> spread(3, 5), spread(50, 5)
+    ([0, 1, 2], [0, 12, 24, 36, 49])
+    """
+    return np.linspace(0, n - 1, min(n, most)).astype(int).tolist()
+
+
+def slant_labels(axis: Axis) -> None:
+    """Slant the labels below an axis, which would overlap."""
+    axis.set_tick_params(rotation=45)
+    for label in axis.get_ticklabels():
+        label.set(ha="right", rotation_mode="anchor")
+
+
+def matrix_figure(classes: int, title: str, caption: str) -> Figure:
+    """Return an empty figure for `matrix`, whose cells are smaller if there are many."""
+    if classes <= MOST_LARGE_CELLS:
+        width, height = 1.2 * classes, 1.0 * classes
+    elif classes <= MOST_CELLS:
+        width, height = 0.68 * classes, 0.5 * classes
+    else:
+        width, height = 0.24 * classes, 0.2 * classes
+    return new_figure(2.6 + width, 1.9 + height, title, caption)
 
 
 def matrix(
@@ -86,12 +123,17 @@ def matrix(
 ) -> Axes:
     """Draw a matrix (K, K) coloured by the shares of its rows.
 
-    cells: the text above the share in each cell, or nothing for cells without text. scale: the
-    label of the colour bar.
+    cells: the text above the share in each cell; of more than MOST_CELLS classes only the
+    colours are drawn. scale: the label of the colour bar.
     """
     axes = figure.subplots()
-    picture = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    for row, column in np.ndindex(*shares.shape) if cells else ():
+    has_text, is_large = len(classes) <= MOST_CELLS, len(classes) <= MOST_LARGE_CELLS
+    names = [shorten(name) for name in classes]
+    slanted = not is_large or max(map(len, names)) > LONGEST_UPRIGHT
+    # Square cells beside long names would leave no room for the colour bar.
+    aspect = "auto" if slanted else "equal"
+    picture = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect=aspect)
+    for row, column in np.ndindex(*shares.shape) if has_text else ():
         axes.text(
             column,
             row,
@@ -99,13 +141,13 @@ def matrix(
             ha="center",
             va="center",
             color="white" if shares[row, column] > 0.5 else "black",
+            fontsize=10 if is_large else 7,
         )
-    names = [shorten(name) for name in classes]
     axes.set_xticks(range(len(classes)), names)
-    if not cells or max(map(len, names)) > LONGEST_UPRIGHT:
-        axes.xaxis.set_tick_params(rotation=45)
-        for label in axes.get_xticklabels():
-            label.set(ha="right", rotation_mode="anchor")
+    if slanted:
+        slant_labels(axes.xaxis)
     axes.set_yticks(range(len(classes)), names)
+    if not has_text:
+        axes.tick_params(labelsize=8)
     figure.colorbar(picture, ax=axes, label=scale, shrink=0.9)
     return axes

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from common.metrics.comparison import Comparison, Summary
+from common.metrics.comparison import MOST_CLASSES, Comparison, Summary
 from common.metrics.probabilities import BINS, ProbabilityReport
-from common.reporting.evaluation_tables import MOST_CLASSES, SUMMARIES
+from common.reporting.evaluation_tables import SUMMARIES
 from common.reporting.tables import (
     TITLE_WIDTH,
     short_names,

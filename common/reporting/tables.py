@@ -42,6 +42,15 @@ def shorten(name: str, width: int = NAME_WIDTH) -> str:
     return name if len(name) <= width else f"{name[: width - 1]}…"
 
 
+def end_of(path: str, width: int) -> str:
+    """Return the path of a file for a table: only its end if it is too long.
+
+    >>> end_of("train/cat/a photograph.png", 16)
+    '…photograph.png'
+    """
+    return path if len(path) <= width else f"…{path[len(path) - width + 1 :].lstrip()}"
+
+
 def short_names(names: Sequence[str], width: int = NAME_WIDTH) -> list[str]:
     """Return names for the columns of a table: short, and all different.
 

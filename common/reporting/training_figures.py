@@ -13,24 +13,16 @@ from common.dataset.split import Split
 from common.metrics.comparison import Comparison
 from common.metrics.report import Report
 from common.reporting.data_figures import class_counts
-from common.reporting.figures import colour, matrix, new_figure, save
+from common.reporting.figures import colour, matrix, matrix_figure, new_figure, save
 from common.reporting.training_tables import TRAINED_ON_TEST
 from common.training import losses
 from common.training.runs import Run
 
-MOST_CELLS = 20  # classes of a confusion matrix with a number in each cell
-
 
 def confusion(path: Path, report: Report, title: str, source: str) -> Path:
-    """Draw the confusion matrix: counts, coloured by the share of the true class.
-
-    Of more than MOST_CELLS classes the colours alone.
-    """
-    n = len(report.classes)
-    is_small = n <= MOST_CELLS
-    figure = new_figure(
-        2.4 + (1.2 if is_small else 0.3) * n,
-        1.9 + (1.0 if is_small else 0.25) * n,
+    """Draw the confusion matrix: counts, coloured by the share of the true class."""
+    figure = matrix_figure(
+        len(report.classes),
         title,
         f"{source}; n = {sum(report.support):,} test images\n"
         f"accuracy {report.accuracy:.1%}, balanced accuracy"
@@ -38,7 +30,7 @@ def confusion(path: Path, report: Report, title: str, source: str) -> Path:
     )
     counts = np.array(report.confusion)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    cells = [[f"{count:,}" for count in row] for row in counts] if is_small else []
+    cells = [[f"{count:,}" for count in row] for row in counts]
     axes = matrix(figure, shares, cells, report.classes, "share of the true class")
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")

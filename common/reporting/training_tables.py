@@ -7,14 +7,20 @@ from textwrap import fill
 from typing import Any
 
 from common.dataset.split import Split
-from common.metrics.comparison import SIGNIFICANT, Comparison, Summary
+from common.metrics.comparison import MOST_CLASSES, SIGNIFICANT, Comparison, Summary
 from common.metrics.report import Report
 from common.reporting.evaluation_tables import (
     NOT_HELD_OUT,
     report_text,
     reports_compared,
 )
-from common.reporting.tables import TITLE_WIDTH, markdown_table, short_names, side_by_side
+from common.reporting.tables import (
+    TITLE_WIDTH,
+    markdown_table,
+    short_names,
+    shorten,
+    side_by_side,
+)
 from common.training.recipe import command_line
 from common.training.recipes import RECIPES
 from common.training.runs import Run
@@ -54,8 +60,7 @@ def run_text(
         ("examples", result["examples"]),
         ("one epoch draws", result["drawn"]),
     ):
-        per_class = [f"{name} {n:,}" for name, n in zip(split.classes, counts, strict=True)]
-        lines.append(f"{title}: {', '.join(per_class)}")
+        lines.append(fill(f"{title}: {_per_class(counts, split.classes)}", 80))
     if report is None:
         return "\n".join([*lines, fill(f"DIVERGED: {result['diverged']}", 80)])
     history = result["history"]
@@ -73,6 +78,18 @@ def run_text(
         lines.append(reports_compared({run.name: report}))
         lines += [TRAINED_ON_TEST] if result["trained_on_test"] else []
     return "\n".join(lines)
+
+
+def _per_class(counts: Sequence[int], classes: Sequence[str]) -> str:
+    """Return the counts of all classes, or of many the largest and the smallest."""
+    if len(classes) <= MOST_CLASSES:
+        named = zip(map(shorten, classes), counts, strict=True)
+        return ", ".join(f"{name} {n:,}" for name, n in named)
+    largest, smallest = (counts.index(pick(counts)) for pick in (max, min))
+    return (
+        f"{len(classes)} classes, from {shorten(classes[largest])} {max(counts):,} to"
+        f" {shorten(classes[smallest])} {min(counts):,}"
+    )
 
 
 def cell(s: Summary) -> str:

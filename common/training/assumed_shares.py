@@ -10,6 +10,7 @@ from common.errors import InputError
 from common.networks.checkpoint import Checkpoint
 from common.training.losses import class_weights
 from common.training.recipe import Recipe, from_record
+from common.training.resampling import examples_per_image
 from common.training.sampling import class_shares
 
 
@@ -33,7 +34,7 @@ def assumed_shares(recipe: Recipe, counts: torch.Tensor) -> torch.Tensor:
     """
     if recipe.post_hoc == "crt":  # which ends with a training of its own
         recipe = Recipe(sampler="balanced")
-    counts = counts * (1 + recipe.copies)
+    counts = counts * examples_per_image(recipe)
     if recipe.resample != "none":
         counts = torch.full_like(counts, int(counts.max()))
     draws = class_shares(counts, recipe, recipe.epochs - 1)

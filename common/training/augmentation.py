@@ -7,10 +7,18 @@ import torch.nn.functional as F
 
 from common.training.recipe import Recipe
 
-MAX_SHIFT = 4  # pixels
-CUTOUT_SIZE = 8  # pixels per side
 GREY = 0.5  # 0 after the normalisation of the networks
 JITTER = 0.3  # largest relative change of brightness, contrast and saturation
+
+
+def max_shift(size: int) -> int:
+    """Return the longest shift of images of size x size pixels: 4 pixels at 32."""
+    return size // 8
+
+
+def cutout_side(size: int) -> int:
+    """Return the side of the square that `cutout` fills: 8 pixels at 32."""
+    return size // 4
 
 
 def augment(x: torch.Tensor, recipe: Recipe, generator: torch.Generator) -> torch.Tensor:
@@ -25,7 +33,8 @@ def augment(x: torch.Tensor, recipe: Recipe, generator: torch.Generator) -> torc
     if "flip" in recipe.augment:
         x = flip(x, torch.rand(n, **on_device) < 0.5)
     if "crop" in recipe.augment:
-        x = shift(x, torch.randint(-MAX_SHIFT, MAX_SHIFT + 1, (n, 2), **on_device))
+        most = max_shift(size)
+        x = shift(x, torch.randint(-most, most + 1, (n, 2), **on_device))
     if "cutout" in recipe.augment:
         x = cutout(x, torch.randint(0, size, (n, 2), **on_device))
     if "colour" in recipe.augment:
@@ -41,24 +50,27 @@ def flip(x: torch.Tensor, which: torch.Tensor) -> torch.Tensor:
 def shift(x: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
     """Shift each image of x (N, 3, S, S): pixel (i, j) becomes the old (i + dy, j + dx).
 
-    offsets: dy and dx of each image, (N, 2), integers from -MAX_SHIFT to MAX_SHIFT. Pixels
-    from outside the image are reflected.
+    offsets: dy and dx of each image, (N, 2), integers from -m to m, where m is `max_shift(S)`.
+    Pixels from outside the image are reflected.
     """
     size = x.shape[-1]
-    padded = F.pad(x, (MAX_SHIFT,) * 4, mode="reflect")
-    windows = padded.unfold(2, size, 1).unfold(3, size, 1)  # a view (N, 3, 9, 9, S, S)
-    top, left = (offsets + MAX_SHIFT).unbind(1)
+    most = max_shift(size)
+    padded = F.pad(x, (most,) * 4, mode="reflect")
+    # A view (N, 3, 2m + 1, 2m + 1, S, S); only the windows that are selected are copied.
+    windows = padded.unfold(2, size, 1).unfold(3, size, 1)
+    top, left = (offsets + most).unbind(1)
     return windows[torch.arange(len(x), device=x.device), :, top, left]
 
 
 def cutout(x: torch.Tensor, centres: torch.Tensor) -> torch.Tensor:
     """Fill a square of each image of x with grey (DeVries and Taylor 2017).
 
-    centres: row and column of the centre of each square, (N, 2). The side is CUTOUT_SIZE
+    centres: row and column of the centre of each square, (N, 2). The side is `cutout_side(S)`
     pixels; the square is clipped at the border.
     """
+    side = cutout_side(x.shape[-1])
     distance = torch.arange(x.shape[-1], device=x.device) - centres[:, :, None]  # (N, 2, S)
-    near = (distance >= -(CUTOUT_SIZE // 2)) & (distance < CUTOUT_SIZE // 2)
+    near = (distance >= -(side // 2)) & (distance < side - side // 2)
     square = near[:, 0, :, None] & near[:, 1, None, :]  # (N, S, S)
     return torch.where(square[:, None], GREY, x)  # masked_fill would not keep channels_last
 

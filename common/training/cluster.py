@@ -26,11 +26,13 @@ from tqdm import tqdm
 
 from common import files
 from common.errors import InputError
+from common.networks import is_function
 
 if TYPE_CHECKING:
     from distributed import Client
 
     from common.dataset.split import Split
+    from common.training.recipe import Recipe
     from common.training.runs import Run
 
 ANSWER_SECONDS = 10  # a scheduler that takes longer to answer counts as gone
@@ -70,6 +72,24 @@ def train_on_cluster(
                 outcome = _outcome(future, run, address)
                 bar.update()
                 yield run, outcome
+
+
+def require_sendable(recipe: Recipe, split: Split) -> None:
+    """Raise InputError for a recipe or images that can't go to the workers of a cluster."""
+    from common.dataset.stored_images import StoredImages
+
+    remedy = "leave --cluster out"
+    if is_function(recipe.network):
+        raise InputError(
+            f"--cluster: its workers have no code for --network {recipe.network}; {remedy}"
+        )
+    if recipe.weights is not None:
+        raise InputError(f"--cluster: its workers have no file {recipe.weights}; {remedy}")
+    if isinstance(split.train.images, StoredImages):
+        raise InputError(
+            "--cluster: the images are larger than --memory and stay in a file, which is not"
+            f" sent to its workers; give a larger --memory, or {remedy}"
+        )
 
 
 def _connect(address: str) -> Client:

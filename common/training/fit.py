@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -21,6 +23,7 @@ from common.metrics.report import g_mean
 from common.networks.build import torch_seed
 from common.networks.prediction import predict, to_pixel_space
 from common.training import augmentation, losses, mixing, sampling
+from common.training.log import Row, TrainingLog
 from common.training.optimization import make_optimizer, make_scheduler
 from common.training.progress import (
     Generators,
@@ -44,15 +47,19 @@ def fit(
     device: torch.device,
     name: str = "Training",
     state_file: StateFile | None = None,
+    log: TrainingLog | None = None,
 ) -> History:
     """Train `network` in place on `device`, and leave it there in evaluation mode.
 
-    Only parameters that require a gradient are trained. seed: of order, dropout, augmentation
-    and mixing; the global random state stays as it was. name: the label of the progress bar.
-    state_file: where the state is saved from time to time; from a state that it holds the run
-    goes on, to the same weights. If the loss stops being finite the training ends with that
-    epoch; see `require_finite`.
+    Only parameters that require a gradient are trained. examples, validation: images in memory
+    or in a file or, for a network that takes them, float features (N, D). seed: of order,
+    dropout, augmentation and mixing; the global random state stays as it was. name: the label
+    of the progress bar. state_file: where the state is saved from time to time; from a state
+    that it holds the run goes on, to the same weights. log: gets a row as each epoch ends, and
+    at the start those of the epochs that the state holds. If the loss stops being finite the
+    training ends with that epoch; see `require_finite`.
     """
+    start = time.monotonic()
     network.to(device, memory_format=torch.channels_last)  # faster convolutions, on CPUs too
     steps = -(-len(examples.labels) // recipe.batch_size)
     optimizer = make_optimizer(recipe, network)
@@ -61,6 +68,9 @@ def fit(
     with torch_seed(seed, device), flush_denormals():
         if state_file is not None:
             state_file.load(state)
+            start -= state_file.seconds
+        if log is not None:
+            log.start(state.rows)
         epoch, step = len(state.history.loss), len(state.epoch_losses)
         training = train_steps(examples, recipe, state, device=device, start=(epoch, step))
         total, done = recipe.epochs * steps, epoch * steps + step
@@ -77,7 +87,11 @@ def fit(
                         recent = torch.stack(state.epoch_losses[-BAR_STEPS:]).mean().item()
                         bar.set_postfix(_postfix(recent, state.history), refresh=False)
                 last_batch = len(examples.labels) - (steps - 1) * recipe.batch_size
-                if not _end_epoch(state, validation, recipe, last_batch):
+                goes_on = _end_epoch(state, validation, recipe, last_batch)
+                state.rows.append(_row(state, time.monotonic() - start))
+                if log is not None:
+                    log.add(state.rows[-1])
+                if not goes_on:
                     break
                 bar.set_postfix(_postfix(state.history.loss[-1], state.history), refresh=False)
     if state.best_weights is not None:
@@ -104,10 +118,14 @@ def train_steps(
     epoch and, within it, the step to begin with.
     """
     network, optimizer, generators = state.network, state.optimizer, state.generators
-    # With the channels last in memory, selecting a batch keeps the layout that is fastest.
-    images = examples.images.to(device).movedim(1, -1).contiguous()  # (n, S, S, 3)
-    labels = examples.labels.to(device)
-    n, size, classes = len(labels), images.shape[1], network.head.out_features
+    in_memory = isinstance(examples.images, torch.Tensor)
+    home = device if in_memory else torch.device("cpu")  # of the images, and of what selects
+    labels = examples.labels.to(home)
+    if in_memory:
+        # With the channels last in memory, selecting a batch keeps the layout that is fastest.
+        images = examples.images.to(device).movedim(1, -1).contiguous()  # (n, S, S, 3)
+    n, size = len(labels), examples.images.shape[-1]
+    classes = _class_count(network, examples.labels)
     counts = torch.bincount(examples.labels, minlength=classes)
     class_weights = losses.class_weights(recipe, counts)
     if class_weights is not None:
@@ -115,6 +133,13 @@ def train_steps(
     autocast = nullcontext
     if precision(recipe, device) == "bfloat16":
         autocast = partial(torch.autocast, device.type, torch.bfloat16)
+
+    def select(batch: torch.Tensor) -> torch.Tensor:
+        """Return the uint8 images or float features at positions (N,), on `device`."""
+        if in_memory:
+            return images[batch].movedim(-1, 1)
+        x = examples.images[batch]
+        return x.to(device, memory_format=torch.channels_last)  # the layout as above
 
     def train_on_batch(
         objective: Callable[..., torch.Tensor], x: torch.Tensor, y: torch.Tensor,
@@ -146,6 +171,7 @@ def train_steps(
             loss.backward()
             return loss.detach()
 
+        state.learning_rate = float(optimizer.param_groups[0]["lr"])
         loss = optimizer.step(closure)
         if state.scheduler is not None:
             state.scheduler.step()
@@ -160,17 +186,15 @@ def train_steps(
         epoch_class_weights = class_weights if reweighted else None
         per_example_loss = losses.make_loss(recipe, counts.to(device), prior)
         objective = partial(losses.batch_loss, per_example_loss, epoch_class_weights)
-        drawn = [
-            sampling.epoch_order(examples.labels, recipe, epoch, classes, generators.order)
-        ]
+        order = sampling.epoch_order(examples.labels, recipe, epoch, classes, generators.order)
+        drawn = [order.to(home)]
         if recipe.mix != "none":
-            drawn += mixing.draw_mixing(n, size, recipe, generators.mixing)
-        batches = zip(
-            *(each.to(device).split(recipe.batch_size) for each in drawn), strict=True
-        )
+            mixture = mixing.draw_mixing(n, size, recipe, generators.mixing)
+            drawn += [each.to(device) for each in mixture]
+        batches = zip(*(each.split(recipe.batch_size) for each in drawn), strict=True)
         skipped = first_step if epoch == first_epoch else 0
         for batch, *mixed in itertools.islice(batches, skipped, None):
-            x, y = to_pixel_space(images[batch].movedim(-1, 1)), labels[batch]
+            x, y = to_pixel_space(select(batch)), labels[batch].to(device)
             x = augmentation.augment(x, recipe, generators.augmentation)
             yield train_on_batch(objective, x, y, *mixed)
 
@@ -301,6 +325,27 @@ def _validate(network: nn.Module, validation: LabelledImages, history: History) 
     logits = predict(network, validation.images)
     history.validation_loss.append(F.cross_entropy(logits, validation.labels).item())
     history.validation_g_mean.append(g_mean(validation.labels, logits.argmax(1)))
+
+
+def _row(state: TrainingState, seconds: float) -> Row:
+    """Return the log's row of the epoch that has just ended."""
+    history = state.history
+    diverged = history.diverged_at is not None
+    measured = history.validation_loss and not diverged
+    return {
+        "epoch": len(state.rows) + 1,
+        "learning_rate": state.learning_rate,
+        "loss": math.nan if diverged else history.loss[-1],
+        "validation_loss": history.validation_loss[-1] if measured else None,
+        "validation_g_mean": history.validation_g_mean[-1] if measured else None,
+        "seconds": round(seconds, 2),
+    }
+
+
+def _class_count(network: nn.Module, labels: torch.Tensor) -> int:
+    """Return the number of classes; each has an example (`resampling.check_class_counts`)."""
+    head = network.head  # None where a user's network does not end in a Linear layer
+    return int(labels.max()) + 1 if head is None else head.out_features
 
 
 def _postfix(loss: float, history: History) -> dict[str, str]:

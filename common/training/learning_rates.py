@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -26,6 +25,7 @@ from common.training.fit import flush_denormals, train_steps
 from common.training.optimization import make_optimizer
 from common.training.progress import Generators, TrainingState
 from common.training.recipe import Recipe
+from common.training.runs import describes
 
 UNMOVED = 0.02  # a change of the loss, as a share of the loss before training
 SLOW = 1.5  # times the lowest final loss
@@ -78,6 +78,17 @@ def verdict(start: float, history: dict[str, Any], lowest: float) -> str:
     return "slow" if curve[-1] > SLOW * lowest else "converges"
 
 
+def judge(start: float, result_by_rate: dict[float, dict[str, Any]]) -> dict[float, str]:
+    """Return the `verdict` of each learning rate of a sweep."""
+    results = result_by_rate.values()
+    last = [result["history"]["loss"][-1] for result in results if not result["diverged"]]
+    lowest = min(last, default=start)
+    return {
+        rate: verdict(start, result["history"], lowest)
+        for rate, result in result_by_rate.items()
+    }
+
+
 def best_rate(result_by_rate: dict[float, dict[str, Any]]) -> float | None:
     """Return the rate with the best validation G-mean, and of equals the lowest loss."""
     scores = {
@@ -99,7 +110,7 @@ def saved_best_rate(path: Path, split: Split, recipe: Recipe) -> float | None:
     any_of = {"learning_rate": recipe.learning_rate, "epochs": recipe.epochs}
     swept = saved.get("recipe")
     same = isinstance(swept, dict) and recipe.equals_saved(swept | any_of)
-    same_data = saved.get("data") == json.loads(json.dumps(split.record()))
+    same_data = describes(saved.get("data"), split)
     best = saved.get("best_rate")
     return best if same and same_data and isinstance(best, int | float) else None
 

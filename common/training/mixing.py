@@ -65,12 +65,14 @@ def mix(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Mix a batch of images x (N, 3, S, S) with each other; all tensors are on one device.
 
+    mixup takes features (N, D) as well.
+
     partners, shares, filled: the batch's part of what `draw_mixing` returns. Returns the mixed
     images, the labels (N,) of the partners, and the shares (N,) of the batch's own labels.
     """
     others = x[partners]
     if filled is None:
-        x = torch.lerp(others, x, shares[:, None, None, None])
+        x = torch.lerp(others, x, shares.view(-1, *[1] * (x.dim() - 1)))
     else:
         x = torch.where(filled[:, None], others, x)
     return x, labels[partners], shares

@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from common.errors import InputError, OutputError
 from common.networks.tensor_file import read_tensors, write_tensors
+from common.training.log import Row
 
 SAVE_SECONDS = 60.0  # between two saved states
 
@@ -94,6 +95,7 @@ class TrainingState:
     scheduler: None where the learning rate is constant. average: the moving average of the
     weights, None before the first step and without one. best_weights: a state_dict of the
     network, with patience. epoch_losses: of the steps so far in this epoch, scalars.
+    learning_rate: of the last step. rows: of the log, one for each epoch of `history`.
     """
 
     network: nn.Module
@@ -104,6 +106,8 @@ class TrainingState:
     best_weights: dict[str, torch.Tensor] | None = None
     history: History = field(default_factory=History)
     epoch_losses: list[torch.Tensor] = field(default_factory=list)
+    learning_rate: float = 0.0
+    rows: list[Row] = field(default_factory=list)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state as tensors and plain values."""
@@ -116,6 +120,8 @@ class TrainingState:
             "best_weights": self.best_weights,
             "history": asdict(self.history),
             "epoch_losses": torch.stack(self.epoch_losses),
+            "learning_rate": self.learning_rate,
+            "rows": self.rows,
         }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
@@ -131,6 +137,8 @@ class TrainingState:
         self.best_weights = saved["best_weights"]
         self.history = History(**saved["history"])
         self.epoch_losses = list(saved["epoch_losses"].to(self.generators.device))
+        self.learning_rate = saved["learning_rate"]
+        self.rows = saved["rows"]
 
 
 class StateFile:

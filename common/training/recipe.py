@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import math
+import shlex
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from common.errors import InputError
-from common.networks import ARCHITECTURES
+from common.networks import (
+    ARCHITECTURES,
+    TORCHVISION,
+    argument_names,
+    is_function,
+    is_torchvision,
+)
 
 
 def option(default: Any, help_text: str, *choices: str, **limits: Any) -> Any:
     """Return a Recipe field with what the command line needs to know of it.
 
-    limits: `least`, `above`, `most` or `below` for a number, as `options.number` takes them.
+    limits: `least`, `above`, `most` or `below` for a number, as `options.number` takes them;
+    `metavar` for a text.
     """
     return field(default=default, metadata={"help": help_text, "choices": choices, **limits})
 
@@ -32,7 +40,23 @@ class Recipe:
     """
 
     # The network
-    network: str = option("simple-cnn", "network of common/networks/", *ARCHITECTURES)
+    network: str = option(
+        "simple-cnn",
+        "simple-cnn, resnet9, torchvision:NAME, or MODULE:FUNCTION, a function of your own"
+        " that takes the number of classes",
+        metavar="NAME",
+    )
+    pretrained: bool = option(
+        False, "start from the published weights of a torchvision:NAME, but for the last layer"
+    )
+    weights: str | None = option(
+        None,
+        "the same from a file of weights, of a torchvision:NAME or a MODULE:FUNCTION",
+        metavar="FILE",
+    )
+    frozen: bool = option(
+        False, "train the last layer alone, on features that are computed once"
+    )
     width: int | None = option(
         None, "channels of resnet9's first layer; None is 16", least=1, most=256
     )
@@ -151,7 +175,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         with_width = [name for name, a in ARCHITECTURES.items() if "width" in a.options]
-        contradictions = {
+        contradictions = self._contradictions_of_network() | {
             f"--width {self.width}: only --network {' or '.join(with_width)} has a width": (
                 self.width is not None and self.network not in with_width
             ),
@@ -185,14 +209,69 @@ class Recipe:
             if contradicted:
                 raise InputError(message)
 
-    def network_arguments(self, classes: int) -> dict[str, Any]:
-        """Return the arguments that `networks.build` builds the network with."""
-        arguments = {
+    def _contradictions_of_network(self) -> dict[str, bool]:
+        """Return messages about the network and what it starts from, and whether they hold."""
+        network = self.network
+        built_in, published = network in ARCHITECTURES, is_torchvision(network)
+        starts_trained = self.pretrained or self.weights is not None or is_function(network)
+        transforms = [name for name in self.augment if name != "flip"]
+        once = "--frozen: features are computed once"
+        return {
+            f"--network {network:.80}: there is none of that name; give"
+            f" {', '.join(ARCHITECTURES)}, {TORCHVISION}NAME or MODULE:FUNCTION": not (
+                built_in or published or is_function(network)
+            ),
+            f"--pretrained: {network} has no published weights; give --no-pretrained, or"
+            f" take --network {TORCHVISION}NAME": self.pretrained and not published,
+            f"--weights: {network} takes no weights from a file; leave it out, or take"
+            f" --network {TORCHVISION}NAME or MODULE:FUNCTION": self.weights is not None
+            and built_in,
+            "--weights: the value is empty; give a file, or leave the option out": (
+                self.weights == ""
+            ),
+            "--pretrained --weights: --weights FILE alone starts from pretrained weights, from"
+            " a file; give --no-pretrained": self.pretrained and self.weights is not None,
+            f"--frozen: the features of {network} are those of random weights; take --network"
+            f" {TORCHVISION}NAME with --pretrained, or with --weights FILE": (
+                self.frozen and not starts_trained
+            ),
+            f"{once}, so that images can't change at each step; leave --augment"
+            f" {' '.join(transforms)} out, or take --copies": (
+                self.frozen and bool(transforms)
+            ),
+            f"{once}, from whole images; take --mix mixup, which mixes features": (
+                self.frozen and self.mix == "cutmix"
+            ),
+            f"{once}, from images without noise; leave --adversarial out": (
+                self.frozen and self.adversarial > 0
+            ),
+        }
+
+    def network_arguments(self, classes: int, image_size: int = 32) -> dict[str, Any]:
+        """Return the arguments that `networks.build` builds the network with.
+
+        image_size: the side of the images. It is an argument only of networks that depend on
+        it, and only if it is not 32, so that files of earlier versions stay as they are.
+        """
+        arguments: dict[str, Any] = {
             "classes": classes,
             "classifier": self.classifier,
             "flip_average": self.flip_average,
         }
-        return arguments if self.width is None else arguments | {"width": self.width}
+        if self.width is not None:
+            arguments["width"] = self.width
+        if "image_size" in argument_names(self.network) and image_size != 32:
+            arguments["image_size"] = image_size
+        return arguments
+
+    def head_option(self) -> str | None:
+        """Return the option that needs to know the network's last layer, None if none does."""
+        options = {
+            "--frozen": self.frozen,
+            f"--classifier {self.classifier}": self.classifier != "linear",
+            f"--post-hoc {self.post_hoc}": self.post_hoc != "none",
+        }
+        return next((name for name, given in options.items() if given), None)
 
     def changes(self, base: Recipe | None = None) -> dict[str, Any]:
         """Return the fields, in their order, whose values differ from those of `base`.
@@ -230,9 +309,12 @@ def _is_possible(name: str, value: Any) -> bool:
     """Return whether a field may have a value, by its type, choices and limits."""
     kind, limits = FIELDS[name].type, dict(FIELDS[name].metadata)
     del limits["help"]
+    is_text = limits.pop("metavar", None) is not None
     choices, is_list = limits.pop("choices"), limits.pop("nargs", None) is not None
     if value is None or isinstance(value, bool):
         return "None" in kind if value is None else kind == "bool"
+    if is_text:
+        return isinstance(value, str)
     if kind == "bool" or is_list != isinstance(value, list | tuple):
         return False
     items = value if is_list else [value]
@@ -269,13 +351,19 @@ def command_line(recipe: Recipe) -> str:
 
     >>> command_line(Recipe(epochs=20, resample="smote", nesterov=True))
     '--epochs 20 --nesterov --resample smote'
+    >>> command_line(Recipe(network="nets:wide", weights="my file.pt"))
+    "--network nets:wide --weights 'my file.pt'"
     """
     words = []
     for name, value in recipe.changes().items():
-        words.append(f"--{option_name(name)}")
+        flag = f"--{option_name(name)}"
+        if isinstance(value, str) and value.startswith("-"):
+            words.append(f"{flag}={value}")  # else it would be read as an option
+            continue
+        words.append(flag)
         if value is not True:
             words += map(str, value if isinstance(value, tuple) else [value])
-    return " ".join(words)
+    return shlex.join(words)
 
 
 def option_name(field_name: str) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from common.errors import InputError
@@ -103,6 +105,20 @@ ROBUST = replace(
     adversarial=4.0,
     adversarial_steps=2,
 )
+# A linear classifier on what a network has learnt from ImageNet: minutes on a CPU.
+LINEAR_PROBE = Recipe(
+    network="torchvision:mobilenet_v3_small",
+    pretrained=True,
+    frozen=True,
+    flip_average=True,
+    epochs=30,
+    batch_size=128,
+    optimizer="adamw",
+    weight_decay=0.01,
+    schedule="cosine",
+    loss="logit-adjusted",
+    augment=("flip",),
+)
 RECIPES = {
     "baseline": replace(ORIGINAL, epochs=1),
     **REPORT_A,
@@ -114,6 +130,7 @@ RECIPES = {
     "best": BEST,
     "robust": ROBUST,
     "best-cuda": replace(BEST, width=64, epochs=100),
+    "linear-probe": LINEAR_PROBE,
 }
 
 
@@ -121,16 +138,18 @@ def variant_name(name: str, recipe: Recipe) -> str:
     """Return the name of a recipe with what distinguishes it from the recipe of that name.
 
     Files have this name, so that a variant never replaces the named recipe's files. A name that
-    is too long for a file is shortened.
+    is too long for a file is shortened, and a dash is in place of what a name can't have.
 
     >>> variant_name("smote", replace(RECIPES["smote"], epochs=20))
     'smote+epochs=20'
     """
     words = [name]
     for field_name, value in recipe.changes(RECIPES[name]).items():
+        if field_name == "weights" and value is not None:
+            value = Path(value).name
         values = value if isinstance(value, tuple) else (value,)
         words.append(f"{option_name(field_name)}={','.join(map(str, values))}")
-    return short_name("+".join(words))
+    return short_name(re.sub(r"[^\w.,=+-]", "-", "+".join(words)))
 
 
 def select(

@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 
 from common.dataset.split import LabelledImages
+from common.dataset.stored_images import StoredImages
 from common.errors import InputError
-from common.training.augmentation import MAX_SHIFT, jitter, random_factors
+from common.training.augmentation import jitter, max_shift, random_factors
 from common.training.recipe import Recipe
 
 RESAMPLERS = {  # classes of imbalanced-learn
@@ -29,6 +30,15 @@ MAX_ROTATION = math.radians(10)
 CHUNK = 1024  # images that are transformed at a time, which bounds the memory
 
 
+def examples_per_image(recipe: Recipe) -> int:
+    """Return how many training examples an image is, before resampling.
+
+    The image itself and its copies, and with `frozen` the mirror image of each.
+    """
+    mirrored = recipe.frozen and "flip" in recipe.augment
+    return (1 + recipe.copies) * (2 if mirrored else 1)
+
+
 def check_class_counts(recipe: Recipe, counts: Sequence[int], classes: Sequence[str]) -> None:
     """Check that a recipe can train on `counts` images per class.
 
@@ -44,7 +54,7 @@ def check_class_counts(recipe: Recipe, counts: Sequence[int], classes: Sequence[
             f"--sampler-weights: {len(weights)} given; give {len(classes)}, one for each of"
             f" {', '.join(classes)}"
         )
-    counts = [count * (recipe.copies + 1) for count in counts]
+    counts = [count * examples_per_image(recipe) for count in counts]
     least, most = min(counts), max(counts)
     if recipe.resample in NEIGHBOURS and least < most and least <= recipe.neighbours:
         name = classes[counts.index(least)]
@@ -53,6 +63,25 @@ def check_class_counts(recipe: Recipe, counts: Sequence[int], classes: Sequence[
             f"--resample {recipe.resample}: too few images for {recipe.neighbours} neighbours"
             f" (training images of {name}: {least}); use {remedy}"
         )
+
+
+def check_examples(recipe: Recipe, train: LabelledImages, classes: Sequence[str]) -> None:
+    """Check that a recipe can train on these images.
+
+    Raises InputError as `check_class_counts` does, and for a recipe that needs more images in
+    memory than `--memory` allows.
+    """
+    check_class_counts(recipe, train.counts(len(classes)), classes)
+    in_memory = {f"--copies {recipe.copies}": recipe.copies > 0}
+    if not recipe.frozen:  # features are small: they lie in memory
+        in_memory[f"--resample {recipe.resample}"] = recipe.resample != "none"
+        in_memory["--train-on-test"] = recipe.train_on_test
+    for option, needed in in_memory.items():
+        if needed and isinstance(train.images, StoredImages):
+            raise InputError(
+                f"{option}: needs all images in memory, and they are larger than --memory; give"
+                f" a larger --memory, or leave {option.split()[0]} out"
+            )
 
 
 def make_examples(
@@ -64,11 +93,23 @@ def make_examples(
 ) -> LabelledImages:
     """Return the training examples: images and copies, resampled, then the test images.
 
-    Raises InputError as `check_class_counts` does, and if imbalanced-learn cannot resample a
-    class.
+    Raises InputError as `check_examples` does, and if imbalanced-learn cannot resample a class.
     """
-    check_class_counts(recipe, train.counts(len(classes)), classes)
-    train = _with_copies(train, recipe.copies, seed)
+    check_examples(recipe, train, classes)
+    return resampled(with_copies(train, recipe.copies, seed), test, recipe, classes, seed)
+
+
+def resampled(
+    train: LabelledImages,
+    test: LabelledImages,
+    recipe: Recipe,
+    classes: Sequence[str],
+    seed: int,
+) -> LabelledImages:
+    """Return the examples `train`, resampled, then the test images if they are trained on.
+
+    With `frozen` the images of both are features, float32 (N, D).
+    """
     if recipe.resample != "none":
         train = _resample(train, recipe, classes, seed)
     if recipe.train_on_test:
@@ -76,8 +117,10 @@ def make_examples(
     return train
 
 
-def _with_copies(part: LabelledImages, copies: int, seed: int) -> LabelledImages:
+def with_copies(part: LabelledImages, copies: int, seed: int) -> LabelledImages:
     """Return the part, followed by `copies` independently transformed copies of its images."""
+    if not copies:
+        return part
     generator = torch.Generator().manual_seed(seed)
     images = [part.images]
     for _ in range(copies):
@@ -89,14 +132,14 @@ def transform(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Flip, rotate, shift and jitter uint8 images (N, 3, S, S), each image independently.
 
     Half of the images are flipped, only horizontally: cars are never upside down. Rotations
-    are within MAX_ROTATION, shifts within MAX_SHIFT pixels. Pixels from outside the image are
-    reflected.
+    are within MAX_ROTATION, shifts within `max_shift(S)` pixels. Pixels from outside the image
+    are reflected.
     """
     n, size = len(images), images.shape[-1]
     mirror = torch.randint(0, 2, (n,), generator=generator) * 2.0 - 1
     angle, right, down = 2 * torch.rand(3, n, generator=generator) - 1
     cos, sin = (angle * MAX_ROTATION).cos(), (angle * MAX_ROTATION).sin()
-    shift = 2 * MAX_SHIFT / size  # in the coordinates of affine_grid an image is 2 wide
+    shift = 2 * max_shift(size) / size  # in the coordinates of affine_grid an image is 2 wide
     # The source of each pixel: its position rotated, shifted, then mirrored.
     source = torch.stack(
         (mirror * cos, -mirror * sin, mirror * right * shift, sin, cos, down * shift), 1
@@ -133,7 +176,9 @@ def _resample(
     except (ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())  # on one line
         raise InputError(f"{option}: {reason} (imbalanced-learn); {remedy}") from None
-    images = torch.from_numpy(x).round_().clamp_(0, 255).to(torch.uint8)
+    images = torch.from_numpy(x)
+    if part.images.dtype == torch.uint8:
+        images = images.round_().clamp_(0, 255).to(torch.uint8)
     result = LabelledImages(images.view(-1, *part.images.shape[1:]), torch.from_numpy(y))
     if recipe.resample == "borderline-smote":  # skips a class without a warning
         for name, before, after in zip(

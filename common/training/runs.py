@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -17,11 +19,11 @@ from common import files
 from common.dataset.split import Split
 from common.errors import DivergedError
 from common.metrics.report import report
-from common.networks.build import build
+from common.networks import pretrained
 from common.networks.checkpoint import load_checkpoint, save_checkpoint
 from common.networks.prediction import predict
 from common.training import post_hoc
-from common.training.cluster import train_on_cluster
+from common.training.cluster import require_sendable, train_on_cluster
 from common.training.fit import (
     first_draw,
     fit,
@@ -29,15 +31,17 @@ from common.training.fit import (
     precision,
     require_finite,
 )
+from common.training.log import TrainingLog, remove_log
 from common.training.progress import StateFile
 from common.training.recipe import Recipe
-from common.training.resampling import make_examples
+from common.training.resampling import check_examples
+from common.training.setup_run import cache_features, set_up
 from common.training.workers import call_in_processes
 
 
 @dataclass(frozen=True)
 class Run:
-    """One recipe with one seed. Its files are models/FILE.pt and models/FILE.json."""
+    """One recipe with one seed. Its files are models/FILE.pt, .json and .csv."""
 
     name: str
     recipe: Recipe
@@ -49,10 +53,34 @@ class Run:
         return self.name if self.seed == 0 else f"{self.name}-seed{self.seed}"
 
 
+def check_recipes(
+    recipes: Iterable[Recipe], split: Split, cluster: str | None = None
+) -> dict[Recipe, dict[str, str]]:
+    """Check before any work that these recipes can be trained on these images.
+
+    Pretrained weights that are not there yet are downloaded. Returns, for each recipe, what its
+    weights depend on beside it, such as the SHA-256 of a file of weights: what
+    `pretrained.prepare` returns. Raises InputError for images, weights, networks and clusters
+    that can't be used.
+    """
+    facts = {}
+    for recipe in recipes:
+        check_examples(recipe, split.train, split.classes)
+        if cluster is not None:
+            require_sendable(recipe, split)
+        facts[recipe] = pretrained.prepare(
+            recipe.network, recipe.pretrained, recipe.weights,
+            len(split.classes), split.image_size, recipe.head_option(),
+        )  # fmt: skip
+    return facts
+
+
 def train_run(
     run: Run,
     split: Split,
     state_files: Sequence[StateFile] = (),
+    log: TrainingLog | None = None,
+    features: dict[str, Any] | None = None,
     *,
     device: str,
     threads: int,
@@ -61,7 +89,8 @@ def train_run(
     """Train one run, and return its result and the arguments of `save_checkpoint`.
 
     The result of a run whose loss stops being finite says so under "diverged"; such a run has
-    no checkpoint. state_files: that of the training and that of crt, or none.
+    no checkpoint. state_files: that of the training and that of crt, or none. log: of the
+    training; that of crt has none. features: threads, facts and cache for `set_up`.
     """
     start = time.perf_counter()
 
@@ -69,18 +98,21 @@ def train_run(
         return time.perf_counter() - start + sum(file.seconds for file in state_files)
 
     recipe, classes, where = run.recipe, len(split.classes), torch.device(device)
-    # With the small batches of SimpleCNN two threads wait for each other longer than they work.
-    torch.set_num_threads(1 if recipe.network == "simple-cnn" else threads)
     if deterministic:
         make_deterministic()
-    examples = make_examples(split.train, split.test, recipe, split.classes, run.seed)
-    arguments = recipe.network_arguments(classes)
-    network = build(recipe.network, arguments, run.seed)
+    how = features or {"threads": threads}
+    ready = set_up(recipe, split, run.seed, device=where, **how)
+    # With small networks two threads wait for each other longer than they work.
+    small = recipe.network == "simple-cnn" or recipe.frozen
+    torch.set_num_threads(1 if small else threads)
+    trained, examples = ready.trained, ready.examples
     arguments_of_fit = {"seed": run.seed, "device": where, "name": run.file}
     fit_state, crt_state = state_files or (None, None)
-    history = fit(
-        network, examples, split.validation, recipe, state_file=fit_state, **arguments_of_fit
-    )
+    with closing(log) if log is not None else nullcontext():
+        history = fit(
+            trained, examples, ready.validation, ready.recipe,
+            state_file=fit_state, log=log, **arguments_of_fit,
+        )  # fmt: skip
     result = {
         "recipe": asdict(recipe),
         "examples": examples.counts(classes),
@@ -90,29 +122,28 @@ def train_run(
         "history": asdict(history),
         "diverged": None,
     }
+    if ready.features is not None:
+        result["features"] = ready.features
     try:
         require_finite(history, recipe)
-        arguments |= post_hoc.apply(
-            network,
-            examples,
-            split.validation,
-            recipe,
-            state_file=crt_state,
-            **arguments_of_fit,
-        )
+        more_arguments = post_hoc.apply(
+            trained, examples, ready.validation, ready.recipe,
+            state_file=crt_state, **arguments_of_fit,
+        )  # fmt: skip
     except DivergedError as error:
         return result | {"diverged": str(error), "seconds": seconds()}, None
-    for name, part in (("validation", split.validation), ("report", split.test)):
+    for name, part in (("validation", ready.validation), ("report", ready.test)):
         if len(part.labels):
-            predictions = predict(network, part.images).argmax(1)
+            predictions = predict(trained, part.images).argmax(1)
             result[name] = report(part.labels, predictions, split.classes).as_dict()
-            if part is split.test:
+            if name == "report":
                 result["test_predictions"] = _as_text(predictions)
     checkpoint = {
-        "network": network.cpu(),
+        "network": ready.network.cpu(),
         "architecture": recipe.network,
-        "arguments": arguments,
+        "arguments": ready.arguments | more_arguments,
         "classes": list(split.classes),
+        "image_size": split.image_size,
         "recipe": asdict(recipe),
         "seed": run.seed,
         "data": split.record(),
@@ -133,20 +164,27 @@ def train_all(
     cluster: str | None = None,
     fresh: bool = False,
     deterministic: bool = False,
+    tensorboard: bool = False,
+    cache: Path | None = None,
 ) -> Iterator[tuple[Run, dict[str, Any]]]:
     """Train the runs, `jobs` at a time or on a dask cluster; yield each result as it ends.
 
-    The files of a run are written to `folder` before it is yielded. A run with files of the
-    same recipe, seed, images, device and versions is not trained again, unless `fresh`; a run
-    that was killed goes on from its last saved state, except on a cluster. Raises InputError if
-    the cluster can't be reached.
+    The files of a run are written to `folder` before it is yielded, and its log, with event
+    files if `tensorboard`, while it trains. A run with files of the same recipe, seed, images,
+    weights, device and versions is not trained again, unless `fresh`; a run that was killed
+    goes on from its last saved state. On a cluster there are neither states nor logs. cache:
+    the folder of the features of frozen networks, by default data/. Raises InputError as
+    `check_recipes` does, and if the cluster can't be reached.
     """
+    cache = cache or files.ROOT / "data"
     settings = {"device": device, "threads": threads, "deterministic": deterministic}
+    facts = check_recipes({run.recipe: None for run in runs}, split, cluster)
     missing = []
     for run in runs:
         if fresh:
             _remove_state(run, folder)
-        result = None if fresh else _load_finished_run(run, split, folder, settings)
+        conditions = settings | facts[run.recipe]
+        result = None if fresh else _load_finished_run(run, split, folder, conditions)
         if result is None:
             missing.append(run)
         else:
@@ -154,7 +192,13 @@ def train_all(
             yield run, result
     if jobs > 1:  # the longest first, so that no process ends up with a long one alone
         missing.sort(key=_relative_length, reverse=True)
-    trained = _train_missing(missing, split, folder, jobs, cluster, settings)
+    if cluster is not None:
+        trained = train_on_cluster(cluster, missing, split, settings) if missing else ()
+        for run in missing:
+            remove_log(_log_path(run, folder))  # of an earlier run
+    else:
+        files_of_runs = {"tensorboard": tensorboard, "cache": cache}
+        trained = _train_here(missing, split, folder, jobs, settings, facts, **files_of_runs)
     for run, (result, checkpoint) in trained:
         path = folder / f"{run.file}.pt"
         # The result is written last: with a checkpoint of another hash, or none, it counts for
@@ -163,23 +207,36 @@ def train_all(
             path.unlink(missing_ok=True)
             digest = None
         else:
-            digest = save_checkpoint(path, **checkpoint)
+            digest = save_checkpoint(path, **_interned(checkpoint))
         files.save_result(
             path.with_suffix(".json"),
             data=split.record(),
             seed=run.seed,
             checkpoint_sha256=digest,
-            **settings | result,
+            **settings | facts[run.recipe] | result,
         )
         _remove_state(run, folder)
         yield run, result
 
 
+def _interned(value: Any) -> Any:
+    """Return plain values with one object for equal texts.
+
+    A file of pickled values depends on which of them are the same object, and those that come
+    from another process are not the same as those of this one.
+    """
+    if isinstance(value, dict):
+        return {_interned(key): _interned(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_interned(each) for each in value]
+    return sys.intern(value) if isinstance(value, str) else value
+
+
 def measured(result: dict[str, Any]) -> dict[str, Any]:
     """Return what was measured of a run, without what only a saved result says beside it."""
     names = (
-        "recipe", "examples", "drawn", "trained_on_test", "precision", "history", "diverged",
-        "validation", "report", "seconds",
+        "recipe", "examples", "drawn", "trained_on_test", "precision", "features", "history",
+        "diverged", "validation", "report", "seconds",
     )  # fmt: skip
     return {name: result[name] for name in names if name in result}
 
@@ -193,15 +250,25 @@ def _load_finished_run(
     if result is None or not run.recipe.equals_saved(result.get("recipe")):
         return None
     wanted = _circumstances(run, split, settings)
-    same = {key: result.get(key) for key in wanted} == wanted
+    same_data = describes(result.get("data"), split)
+    same = {key: result.get(key) for key in wanted} | {"data": wanted["data"]} == wanted
     whole = files.sha256(path.with_suffix(".pt")) == result.get("checkpoint_sha256")
-    if not (same and whole):
+    if not (same_data and same and whole):
         return None
     if result["diverged"] is None and "test_predictions" not in result:
         # An earlier version saved the run.
         network = load_checkpoint(path.with_suffix(".pt"), settings["device"]).network
         result["test_predictions"] = _as_text(predict(network, split.test.images).argmax(1))
     return result
+
+
+def describes(saved: Any, split: Split) -> bool:
+    """Return whether `saved`, the data of a result file, is the record of these images.
+
+    A record of an earlier version names no image size; it was 32.
+    """
+    record = json.loads(json.dumps(split.record()))  # tuples become lists
+    return isinstance(saved, dict) and {"image_size": 32} | saved == record
 
 
 def _as_text(predictions: torch.Tensor) -> str:
@@ -211,8 +278,8 @@ def _as_text(predictions: torch.Tensor) -> str:
 
 def _circumstances(run: Run, split: Split, settings: dict[str, Any]) -> dict[str, Any]:
     """Return all that a run's weights depend on beside its recipe, as a JSON file has it."""
-    facts = {"seed": run.seed, "data": split.record(), "versions": files.versions()}
-    return json.loads(json.dumps(facts | settings))  # tuples become lists
+    beside = {"seed": run.seed, "data": split.record(), "versions": files.versions()}
+    return json.loads(json.dumps(beside | settings))  # tuples become lists
 
 
 def _state_files(
@@ -224,6 +291,10 @@ def _state_files(
     return [StateFile(path, identity) for path in _state_paths(run, folder)]
 
 
+def _log_path(run: Run, folder: Path) -> Path:
+    return folder / f"{run.file}.csv"
+
+
 def _state_paths(run: Run, folder: Path) -> list[Path]:
     return [folder / f"{run.file}{stage}.state" for stage in ("", ".crt")]
 
@@ -233,34 +304,58 @@ def _remove_state(run: Run, folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _train_missing(
+def _train_here(
     runs: Sequence[Run],
     split: Split,
     folder: Path,
     jobs: int,
-    cluster: str | None,
     settings: dict[str, Any],
+    facts: dict[Recipe, dict[str, str]],
+    *,
+    tensorboard: bool,
+    cache: Path,
 ) -> Iterator[tuple[Run, tuple[dict[str, Any], dict[str, Any] | None]]]:
-    """Train the runs here, in worker processes or on a cluster; yield each as it ends."""
-    if not runs:
-        return
-    if cluster is not None:
-        yield from train_on_cluster(cluster, runs, split, settings)
-        return
-    train = partial(train_run, **settings)
-    calls = [(run, split, _state_files(run, split, folder, settings)) for run in runs]
+    """Train the runs in this process or in worker processes; yield each as it ends."""
+    train, calls = partial(train_run, **settings), []
+    for run in runs:
+        states = _state_files(run, split, folder, settings | facts[run.recipe])
+        log = TrainingLog(_log_path(run, folder), tensorboard)
+        # As many threads as the runs have together, in whichever process features are computed.
+        how = {
+            "threads": jobs * settings["threads"],
+            "facts": facts[run.recipe],
+            "cache": cache,
+        }
+        calls.append((run, split, states, log, how))
     if jobs == 1:  # in this process, where the bar of `fit` is visible
         for run, call in zip(runs, calls, strict=True):
             yield run, train(*call)
         return
+    _share_features(calls, torch.device(settings["device"]))
     with tqdm(total=len(runs), desc="Runs", disable=None) as bar:
         for i, trained in call_in_processes(train, calls, jobs):
             bar.update()
             yield runs[i], trained
 
 
+def _share_features(calls: Sequence[tuple[Any, ...]], device: torch.device) -> None:
+    """Compute the features of frozen runs, so that no two processes compute the same ones.
+
+    calls: arguments of `train_run`. Features that can't be cached are left to the processes.
+    """
+    for run, split, _, _, how in calls:
+        if run.recipe.frozen and not cache_features(
+            run.recipe, split, run.seed, device=device, **how
+        ):
+            for *_, how_of_run in calls:
+                how_of_run["cache"] = None  # it can't be written, which was said once
+            return
+
+
 def _relative_length(run: Run) -> int:
     """Return about how long a run takes, in epochs over the train images."""
+    if run.recipe.frozen:
+        return 0
     oversampling = ("smote", "borderline-smote", "adasyn", "random-over")
     factor = 3 if run.recipe.resample in oversampling else 1
     return run.recipe.epochs * (1 + run.recipe.copies) * factor

@@ -15,7 +15,7 @@ from common.dataset import load as loader
 from common.dataset.image_files import read_image
 from common.errors import InputError
 
-FULL = {"train_counts": ["full"], "test_counts": ["full"]}
+FULL = {"classes": ("automobile", "truck", "cat")}
 PIXELS = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
 ROWS = b"".join(b"\0" + row.tobytes() for row in PIXELS)  # as PNG has them
 
@@ -49,7 +49,14 @@ def bomb(start=b"", megabytes=2000):
     return first + zeros * megabytes
 
 
+def tiff_of_floats():
+    file = io.BytesIO()
+    Image.fromarray(np.zeros((32, 32), np.float32)).save(file, "TIFF")
+    return file.getvalue()
+
+
 BOMB = bomb()
+NO_IMAGE = "not a PNG, JPEG, WEBP, BMP, TIFF or GIF image; repair or remove it"
 TEXT = chunk(b"zTXt", b"key\0\0" + zlib.compress(bytes(999_999)))
 JPEG, PNG = saved("JPEG"), saved("PNG")
 HUGE_JPEG = JPEG.replace(struct.pack(">HH", 32, 32), struct.pack(">HH", 65500, 65500), 1)
@@ -57,10 +64,10 @@ ANIMATED = saved("PNG", save_all=True, append_images=[Image.new("RGB", (32, 32))
 DAMAGED = r"damaged image \(.+\); repair"  # a MemoryError would have no text
 REFUSED = {
     "181 megapixels": (png(size=(13454, 13454)), DAMAGED),
-    "100 megapixels": (png(size=(10000, 10000)), "10000x10000 pixels; it must be 32x32"),
+    "100 megapixels": (png(size=(10000, 10000)), "10000x10000 pixels, not 32x32; --image-size"),
     "JPEG of 4,290 megapixels": (HUGE_JPEG, DAMAGED),
     "no pixels": (png(size=(0, 32)), "image; repair or remove"),
-    "33 rows": (png(size=(32, 33)), "32x33 pixels; it must be 32x32"),
+    "33 rows": (png(size=(32, 33)), "32x33 pixels, not 32x32; --image-size N resizes"),
     "zTXt": (png(chunk(b"zTXt", b"key\0\0" + BOMB)), DAMAGED),
     "zTXt after the pixels": (png(after=chunk(b"zTXt", b"key\0\0" + BOMB)), DAMAGED),
     "70 zTXt": (
@@ -71,12 +78,14 @@ REFUSED = {
     "iCCP": (png(chunk(b"iCCP", b"key\0\0" + BOMB)), DAMAGED),
     "a long chunk": (PNG[:33] + struct.pack(">I", 1 << 31) + b"tEXt", DAMAGED),
     "4 MB": (png(chunk(b"tEXt", b"key\0" + bytes(4 << 20))), "more than 4 MB"),
-    "empty": (b"", "not a PNG or JPEG image; repair or remove it"),
-    "text": (b"hello", "not a PNG or JPEG image; repair or remove it"),
-    "GIF": (saved("GIF"), "not a PNG or JPEG image; repair or remove it"),
-    "BMP": (saved("BMP"), "not a PNG or JPEG image; repair or remove it"),
-    "TIFF": (saved("TIFF"), "not a PNG or JPEG image; repair or remove it"),
-    "PostScript": (saved("EPS"), "not a PNG or JPEG image; repair or remove it"),
+    "empty": (b"", NO_IMAGE),
+    "text": (b"hello", NO_IMAGE),
+    "TIFF of two pages": (
+        saved("TIFF", save_all=True, append_images=[Image.new("RGB", (32, 32))]),
+        "several images in one file; save one of them alone",
+    ),
+    "TIFF of 32 bits": (tiff_of_floats(), "pixels of 32 bits; save the image with 8 or 16"),
+    "PostScript": (saved("EPS"), NO_IMAGE),
     "animated": (ANIMATED, "several images in one file; save one of them alone"),
     "cut header": (PNG[:20], "image"),
     "cut PNG": (PNG[:-900], DAMAGED),
@@ -103,7 +112,7 @@ def test_data_behind_the_pixels_take_no_memory(tmp_path):
         assert np.array_equal(read_image(path), PIXELS)
 
 
-@pytest.mark.parametrize("format", ["PNG", "JPEG"])
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF"])
 def test_flipped_bytes_give_an_image_or_one_line(tmp_path, format):
     path = tmp_path / "a.png"
     changed = 0
@@ -113,7 +122,7 @@ def test_flipped_bytes_give_an_image_or_one_line(tmp_path, format):
             image = read_image(path)
             assert (image.dtype, image.shape) == (np.uint8, (32, 32, 3))
             changed += not np.array_equal(image, PIXELS)
-    assert format == "JPEG" or changed == 0  # a PNG has checksums
+    assert format != "PNG" or changed == 0  # only a PNG has checksums
 
 
 def dangling(path):
@@ -124,7 +133,7 @@ def looping(path):
     path.symlink_to(path.name)
 
 
-@pytest.mark.parametrize("make", [dangling, looping, os.mkfifo, os.mkdir])
+@pytest.mark.parametrize("make", [dangling, looping, os.mkfifo])
 def test_an_image_that_is_no_file_is_named(image_folder, tmp_path, make):
     # Also where few images are drawn: this one is probably not among them.
     few = {"train_counts": [1, 1, 1], "test_counts": [1, 1, 1]}
@@ -150,7 +159,7 @@ def test_what_is_not_asked_for_does_no_harm(image_folder, tmp_path):
     after = loader.load(str(image_folder), **FULL, seed=0, cache=tmp_path / "other")
     assert before.fingerprint == after.fingerprint
     with pytest.raises(InputError, match=r"(?s)--classes boat: .*dog\\xff"):
-        loader.load(str(image_folder), classes=["cat", "boat"], **FULL, cache=tmp_path)
+        loader.load(str(image_folder), classes=["cat", "boat"], cache=tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from limits import flips, limited, one_line_if_refused
 
+from common.dataset import image_files
 from common.dataset import load as loader
-from common.dataset import sources
 from common.dataset.label_fixes import (
     COLUMNS,
     Suspect,
@@ -28,7 +28,11 @@ from common.files import save_table
 
 HEADER = ",".join(COLUMNS).encode() + b"\r\n"
 COUNTS = {"train_counts": [60, 20, 10], "test_counts": [6, 4, 3]}
-FULL = {"train_counts": ["full"], "test_counts": ["full"]}
+FULL = {
+    "classes": ("automobile", "truck", "cat"),
+    "train_counts": ["full"],
+    "test_counts": ["full"],
+}
 NOISE = {"label_noise": [("automobile", 0.1), ("cat", 0.5)]}
 
 
@@ -93,7 +97,7 @@ def test_files_and_true_labels_stay_beside_their_images(load, image_folder):
             assert name.split("/")[1] == ("automobile", "truck", "cat")[true]
         for files, part in ((split.train_files, split.train), (split.test_files, split.test)):
             for name, image in zip(files, part.images, strict=True):
-                pixels = sources.read_image(image_folder / name)
+                pixels = image_files.read_image(image_folder / name)
                 assert np.array_equal(pixels, image.permute(1, 2, 0).numpy())
 
 

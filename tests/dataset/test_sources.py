@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from torchvision.datasets import CIFAR10
 
-from common.dataset import DEFAULT_CLASSES, sources
+from common.dataset import DEFAULT_CLASSES, image_files, sources
 from common.dataset import load as loader
 from common.errors import InputError
 
@@ -141,11 +141,13 @@ def test_cifar_that_cannot_be_read_is_named(small_cifar, load, monkeypatch):
 def test_every_colour_mode_becomes_rgb(image_folder, load):
     ramp = np.arange(1024, dtype=np.uint8).reshape(32, 32)
     colour = np.stack([ramp, 255 - ramp, ramp // 2], -1)
+    opaque = (ramp > 99).astype(np.uint8) * 255
+    on_white = np.where(opaque[..., None] > 0, colour, 255)
     palette = Image.fromarray(colour).convert("P", palette=Image.Palette.ADAPTIVE)
     grey = np.repeat(ramp[..., None], 3, -1)
     images = {
         "grey.png": (Image.fromarray(ramp), grey),
-        "rgba.png": (Image.fromarray(np.dstack([colour, ramp])), colour),
+        "rgba.png": (Image.fromarray(np.dstack([colour, opaque])), on_white),
         "sixteen.png": (Image.fromarray(ramp.astype(np.uint16) * 257), grey),
         "bits.png": (Image.fromarray(ramp > 127), (grey > 127) * 255),
         "palette.png": (palette, np.asarray(palette.convert("RGB"))),
@@ -154,9 +156,10 @@ def test_every_colour_mode_becomes_rgb(image_folder, load):
     for name, (image, pixels) in images.items():
         path = image_folder / "train/cat" / name
         image.save(path)
-        assert pixels is None or np.array_equal(sources.read_image(path), pixels), name
+        assert pixels is None or np.array_equal(image_files.read_image(path), pixels), name
     split = load(image_folder)
-    assert split.train.counts(3) == [8, 8, 14]
+    assert split.classes == ("cat", "car", "truck")  # the largest first, then by name
+    assert split.train.counts(3) == [14, 8, 8]
     assert split.source == "image folder photos"
 
 
@@ -165,10 +168,10 @@ def test_unusable_image_is_named(image_folder, load):
     whole = path.read_bytes()
     Image.new("RGB", (32, 31)).save(path)
     cases = [
-        (b"hello", "not a PNG or JPEG image"),
+        (b"hello", "not a PNG, JPEG, .* image; .*; --skip-damaged leaves"),
         (whole[:-900], "damaged"),
         (whole[:60] + bytes(30) + whole[90:], "damaged"),
-        (path.read_bytes(), "32x31 pixels; it must be 32x32"),
+        (path.read_bytes(), "32x31 pixels, not 32x32; --image-size N"),
     ]
     for content, words in cases:
         path.write_bytes(content)

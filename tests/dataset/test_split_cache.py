@@ -21,13 +21,20 @@ from common.dataset.split import make_split
 CLASSES = ("car", "truck", "cat")
 FILES = ("a.png", "\u732b.png", "c.png")
 SPLIT = make_split(
-    random_part((1, 1, 1), seed=1), random_part((1, 0, 1), seed=2), CLASSES, "photos", 5, FILES
+    random_part((1, 1, 1), seed=1),
+    random_part((1, 0, 1), seed=2),
+    CLASSES,
+    "photos",
+    5,
+    train_files=FILES,
+    train_groups=torch.tensor([0, 1, 0]),
+    changes={"damaged": ["b.png"]},
 )
 SMALL = {"train_counts": [6, 3, 3], "test_counts": [3, 2, 2]}
 
 
 def read(path, digest="abc"):
-    return split_cache.read(path, CLASSES, "photos", digest, 5)
+    return split_cache.read(path, path.with_suffix(".images"), CLASSES, "photos", digest, 5)
 
 
 @pytest.fixture
@@ -45,6 +52,7 @@ def test_a_split_is_read_as_written(cached):
             assert torch.equal(a, b)
     assert split.record() == SPLIT.record()
     assert (split.train_files, split.test_files) == (FILES, ())
+    assert torch.equal(split.train_groups, SPLIT.train_groups)
     assert read(cached.with_name("none.npz")) is None
 
 
@@ -127,6 +135,12 @@ def test_a_made_up_file_is_no_split(tmp_path, monkeypatch, content):
         ("train_files", np.array(["a"])),
         ("train_files", np.array([1, 2, 3])),
         ("train_files", None),
+        ("train_groups", np.array([0, 1])),
+        ("train_groups", np.array([0.0, 1, 2])),
+        ("changes", np.array("damaged")),
+        ("image_size", np.array(16)),
+        ("fingerprint", np.array("0-0")),
+        ("train_positions", np.array([0, 1, 2])),  # of images in a file that is not there
     ],
 )
 def test_other_contents_are_no_split(cached, name, value):

@@ -7,7 +7,7 @@ from conftest import random_part
 from scipy.stats import norm
 
 from common.inspection import data_statistics
-from common.inspection.data_statistics import image_statistics, outliers, runs_test
+from common.inspection.data_statistics import image_statistics, moments, outliers, runs_test
 
 
 def count_runs(labels):
@@ -51,7 +51,8 @@ def test_shares_test_by_hand():
 def test_pixel_statistics_equal_a_loop():
     images = random_part((3, 2)).images
     pixels = images.numpy() / 255
-    channel, image = data_statistics.channel_statistics(images), image_statistics(images)
+    found = moments(images)
+    channel, image = data_statistics.channel_statistics(found), image_statistics(found)
     by_channel = [pixels[:, k] for k in range(3)]
     for mean, deviation, parts in (
         (channel["mean"], channel["st. dev."], by_channel),
@@ -68,12 +69,12 @@ def test_outliers_by_hand():
     # A black and a white image are outliers.
     images = random_part((200,)).images
     images[17], images[90] = 0, 255
-    assert set(outliers(image_statistics(images)["brightness"])[:2]) == {17, 90}
+    assert set(outliers(image_statistics(moments(images))["brightness"])[:2]) == {17, 90}
 
 
 def test_a_change_of_brightness_is_significant():
     images = random_part((300,)).images
-    same = image_statistics(images)["brightness"]
-    darker = image_statistics((images * 0.9).to(torch.uint8))["brightness"]
+    same = image_statistics(moments(images))["brightness"]
+    darker = image_statistics(moments((images * 0.9).to(torch.uint8)))["brightness"]
     assert data_statistics.same_distribution_test(same[::2], same[1::2]).p > 0.01
     assert data_statistics.same_distribution_test(same, darker).p < 1e-6

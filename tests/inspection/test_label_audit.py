@@ -7,6 +7,8 @@ import torch
 from conftest import is_one_line, random_part
 
 from common.dataset.cache_file import write_arrays
+from common.dataset.split import LabelledImages
+from common.dataset.stored_images import gather
 from common.errors import InputError
 from common.inspection import label_audit
 from common.inspection.label_audit import Audit, against_truth, audit, ranking, suspects
@@ -247,6 +249,14 @@ def test_a_new_field_of_recipe_keeps_the_cache_valid(run_folds, watched_fit, mon
     watched_fit.assert_not_called()
     run_folds(recipe=replace(later, new_option=1))
     assert watched_fit.call_count == 3
+
+
+def test_larger_images_in_a_file_have_the_logits_of_images_in_memory(run_folds, tmp_path):
+    part = random_part((12, 8, 6))
+    larger = LabelledImages(part.images.repeat(1, 1, 2, 2)[..., :48, :48], part.labels)
+    in_file = gather([larger.images.numpy()], 26, 48, 0, tmp_path / "images")
+    found = run_folds(part=LabelledImages(in_file, part.labels), fingerprint="file")
+    assert np.array_equal(found, run_folds(part=larger, fingerprint="memory"))
 
 
 def test_a_class_smaller_than_the_folds_is_named(run_folds):

@@ -69,7 +69,16 @@ FIELDS = {
     "architecture": (
         "architecture is not one of",
         {"unknown": "resnet50", "None": None, "a number": 3, "a list": ["resnet9"],
-         "a module": "os", "empty": "", "a tensor": torch.zeros(2)},
+         "a module": "os", "empty": "", "a tensor": torch.zeros(2), "no name": "torchvision:",
+         "a call": "os:system('touch executed')", "a path": "../os:system",
+         "lines": "os:system\n", "long": "os." * 10**5 + "os:system",
+         "a path of torchvision": "torchvision:../resnet18"},
+    ),
+    "image_size": (
+        "image_size is not a whole number from 1 to 224",
+        {"None": None, "0": 0, "negative": -32, "too large": 225, "a billion": 10**9,
+         "a fraction": 32.5, "a float": 32.0, "a bool": True, "text": "32", "a list": [32],
+         "a tensor": torch.tensor(32)},
     ),
     "classes": (
         "classes are not two or more",
@@ -143,7 +152,11 @@ def hostile_contents() -> dict[str, tuple[str, Any]]:
             "a tensor": torch.zeros(3), "a tuple": (content(),),
         }.items()
     }  # fmt: skip
-    cases |= {f"no {name}": (f"{name} is missing", without(name, content())) for name in FIELDS}
+    cases |= {
+        f"no {name}": (f"{name} is missing", without(name, content()))
+        for name in FIELDS
+        if name != "image_size"  # which older checkpoints do not have
+    }
     for field, (reason, values) in FIELDS.items():
         for name, value in values.items():
             cases[f"{field}, {name}"] = (reason, content(**{field: value}))
@@ -159,10 +172,56 @@ def hostile_contents() -> dict[str, tuple[str, Any]]:
         "is not finite",
         arguments(logit_offset=[1e39, 0.0, 0.0]),
     )
-    for width in (2, 700, 2000, 10**6):
+    for width in (2, 700, 2000, 10**6, 3 * 10**7):
         cases[f"width {width}"] = ("another shape or type", arguments(width=width))
     for width in (2**40, 10**30):  # more weights than fit a 64-bit integer
         cases[f"width {width}"] = ("no network can be built", arguments(width=width))
+    cases["image_size of a resnet9"] = (
+        "arguments are not those",
+        content(arguments=ARGUMENTS | {"image_size": 64}, image_size=64),
+    )
+    course = build("simple-cnn", {"classes": 3}).state_dict()
+    for name, size in (("another", 48), ("none", None), ("a text", "64"), ("a list", [64])):
+        cases[f"image_size of a simple-cnn, {name}"] = (
+            "argument image_size has no possible value",
+            content(
+                architecture="simple-cnn",
+                arguments={"classes": 3, "image_size": size},
+                image_size=64,
+                weights=course,
+            ),
+        )
+    cases["image_size not among the arguments"] = (
+        "image_size is not that of the arguments",
+        content(
+            architecture="simple-cnn", arguments={"classes": 3}, image_size=64, weights=course
+        ),
+    )
+    cases["weights of another image_size"] = (
+        "fc1.weight has another shape",
+        content(
+            architecture="simple-cnn",
+            arguments={"classes": 3, "image_size": 64},
+            image_size=64,
+            weights=course,
+        ),
+    )
+    # Code must not run, and the largest networks must not be made, because a file names them.
+    for name in ("os:system", "hostile_module:network", "common.files:write_text"):
+        cases[f"a function, {name}"] = (
+            f"is made by {name}, code that a checkpoint does not hold; if you trust that code,"
+            f" give --network {name}",
+            content(architecture=name, arguments={"classes": 3}),
+        )
+    for name, reason in {
+        "resnet19": "torchvision has none; try torchvision:resnet18",
+        "squeezenet1_0": "does not end in a linear layer",
+        "vit_h_14": "normalise.mean is missing",
+        "regnet_y_128gf": "normalise.mean is missing",
+        "efficientnet_v2_l": "normalise.mean is missing",
+    }.items():
+        other = {"architecture": f"torchvision:{name}", "arguments": {"classes": 3}}
+        cases[f"torchvision's {name}"] = (reason, content(**other))
     cases["width of a simple-cnn"] = (
         "arguments are not those",
         content(architecture="simple-cnn"),
@@ -198,7 +257,7 @@ def hostile_contents() -> dict[str, tuple[str, Any]]:
     for name in ("layers.3.0.0.weight", "head.weight", "layers.0.1.num_batches_tracked"):
         fewer = without(name, NETWORK.state_dict())
         cases[f"no {name}"] = (f"{name} is missing", content(weights=fewer))
-    course, names = build("simple-cnn", {"classes": 3}).state_dict(), NETWORK.state_dict()
+    names = NETWORK.state_dict()
     for name, reason, weights in (
         ("empty", "layers.0.0.weight is missing", {}),
         ("one more", "it has more weights than resnet9", names | {"more": torch.zeros(3)}),

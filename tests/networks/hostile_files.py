@@ -143,7 +143,7 @@ def damaged_archives() -> dict[str, tuple[str, bytes]]:
         ),
         "two records of one name": ("two records have one name", twice),
         "overlapping records": ("declare more bytes", overlapping),
-        "20,000 records": ("more than 1000 records", many.getvalue()),
+        "20,000 records": ("more than 10000 records", many.getvalue()),
         "big-endian": ("another byte order", byteorder.getvalue()),
         "no record for a tensor": (DAMAGED, archive(weights(tensor()))),
     }
@@ -164,7 +164,7 @@ def hostile_pickles() -> dict[str, tuple[str, bytes]]:
         "stack underflow": (DAMAGED, b"\x80\x02s."),
         "no mark": (DAMAGED, b"\x80\x02]e."),
         "memo without entry": (DAMAGED, b"\x80\x02h\x07."),
-        "1 MB": ("bytes beside its tensors", save % value("x" * 2**20)),
+        "2 MB": ("bytes beside its tensors", save % value("x" * 2**21)),
         # Executes
         "os.system": (OBJECTS, system),
         "posix.system": (OBJECTS, calls(b"posix\nsystem", b"(" + TOUCH + b"t")),
@@ -187,8 +187,14 @@ def hostile_pickles() -> dict[str, tuple[str, bytes]]:
         "call of a string": (DAMAGED, b"\x80\x02" + TOUCH + b")R."),
         "call of a type": (DAMAGED, calls(b"torch\nFloatStorage", b")")),
         "attribute of a function": (
-            "not a dict",
+            DAMAGED,
             b"\x80\x02ccollections\nOrderedDict\nN}%b)s\x86b." % value("__defaults__"),
+        ),
+        "metadata of a function": (
+            DAMAGED, b"\x80\x02ccollections\nOrderedDict\n}%b)sb." % value("_metadata")
+        ),
+        "another attribute of a dict": (
+            DAMAGED, b"\x80\x02ccollections\nOrderedDict\n)R}%b)sb." % value("keys")
         ),
         # Memory and time
         "LONG_BINPUT": ("not a dict", b"\x80\x02Nr\xff\xff\xff\x7f."),
@@ -199,10 +205,10 @@ def hostile_pickles() -> dict[str, tuple[str, bytes]]:
         "LONG4": (DAMAGED, b"\x80\x02\x8b\xff\xff\xff\x7f."),
         "bytearray of 4 GB": (OBJECTS, calls(b"builtins\nbytearray", b"(J\xff\xff\xff\x7ft")),
         "FloatTensor of 4 GB": (OBJECTS, calls(b"torch\nFloatTensor", b"(J\xff\xff\xff\x3ft")),
-        "list in list": ("not a dict", save % (b"]" * 400_000 + b"a" * 40_000)),
-        "tuple in tuple": ("not a dict", save % (b")" + b"\x85" * 500_000)),
-        "500,000 dicts": ("architecture is missing", save % (b"}" * 500_000)),
-        "marks": (DAMAGED, save % (b"(" * 500_000)),
+        "list in list": ("not a dict", save % (b"]" * 900_000 + b"a" * 90_000)),
+        "tuple in tuple": ("not a dict", save % (b")" + b"\x85" * 1_000_000)),
+        "1,000,000 dicts": ("architecture is missing", save % (b"}" * 1_000_000)),
+        "marks": (DAMAGED, save % (b"(" * 1_000_000)),
         "dict of dicts": (
             # A dict of 10,000 names, and 70,000 calls of OrderedDict that would copy it.
             DAMAGED,

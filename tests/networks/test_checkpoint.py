@@ -12,11 +12,12 @@ from conftest import random_part
 
 from common.errors import InputError
 from common.files import ROOT
+from common.networks import checkpoint
 from common.networks.build import build
 from common.networks.checkpoint import (
     load_checkpoint,
     load_checkpoints,
-    require_classes,
+    require_match,
     save_checkpoint,
 )
 from common.networks.prediction import predict
@@ -117,25 +118,61 @@ def test_checkpoints_have_the_names_of_their_files(tmp_path):
         save_checkpoint(path, network, "simple-cnn", {"classes": 2}, **facts())
     checkpoints = load_checkpoints(paths)
     assert list(checkpoints) == ["one", "one+", "one++"]
-    require_classes(paths, checkpoints, ["a", "b"])
+    require_match(paths, checkpoints, ["a", "b"], 32)
     for classes in (["b", "a"], ["a", "b", "c"], ["a", "c"]):
         with pytest.raises(
             InputError, match=r"a/one\.pt: its classes are a, b, not .*--classes"
         ):
-            require_classes(paths, checkpoints, classes)
+            require_match(paths, checkpoints, classes, 32)
+    with pytest.raises(InputError, match=r"a/one\.pt: .* 32x32 pixels, .* --image-size 32$"):
+        require_match(paths, checkpoints, ["a", "b"], 64)
 
 
 @pytest.mark.parametrize("name", ["baseline", "best", "robust"])
 def test_the_repositorys_checkpoints_load(name):
-    checkpoint = load_checkpoint(ROOT / "models" / f"{name}.pt")
-    assert checkpoint.classes == ("car", "truck", "cat")
-    assert checkpoint.data["fingerprint"]
+    saved = load_checkpoint(ROOT / "models" / f"{name}.pt")
+    assert saved.classes == ("car", "truck", "cat")
+    assert saved.data["fingerprint"]
+    assert saved.image_size == 32
     weights = torch.load(ROOT / "models" / f"{name}.pt", weights_only=True)["weights"]
-    loaded = checkpoint.network.state_dict()
+    loaded = saved.network.state_dict()
     assert sorted(key.replace("last.", "head.") for key in weights) == sorted(loaded)
     assert all(
         torch.equal(loaded[key.replace("last.", "head.")], weights[key]) for key in weights
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "limit", "words"),
+    [
+        (
+            "MAX_BYTES",
+            1_100_000,
+            r"10 tensors of 0 MB, are more than a checkpoint holds \(2000 of",
+        ),
+        (
+            "MOST_TENSORS",
+            9,
+            r"10 tensors of 0 MB, are more than a checkpoint holds \(9 of 430 MB",
+        ),
+    ],
+)
+def test_a_network_that_no_checkpoint_holds_is_refused(monkeypatch, name, limit, words):
+    network = build("simple-cnn", {"classes": 3})  # 264,684 bytes in ten tensors
+    checkpoint.require_storable(network, "mine:network")
+    monkeypatch.setattr(checkpoint, name, limit)
+    with pytest.raises(InputError, match=f"^--network mine:network: its weights, {words}"):
+        checkpoint.require_storable(network, "mine:network")
+
+
+@pytest.mark.parametrize("size", [16, 64])
+def test_a_checkpoint_of_another_image_size_is_rebuilt(tmp_path, size):
+    arguments = {"classes": 2, "image_size": size}
+    network, path = build("simple-cnn", arguments, seed=5).eval(), tmp_path / "one.pt"
+    save_checkpoint(path, network, "simple-cnn", arguments, **facts(image_size=size))
+    loaded, x = load_checkpoint(path), torch.rand(2, 3, size, size)
+    assert torch.equal(loaded.network(x), network(x))
+    assert loaded.image_size == loaded.record(path)["image_size"] == size
 
 
 def test_the_random_state_is_not_changed(tmp_path):

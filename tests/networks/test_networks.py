@@ -60,6 +60,26 @@ def test_resnet9_has_the_known_size(width, weights):
     assert network(X).shape == (7, 3)
 
 
+@pytest.mark.parametrize("size", [16, 33, 224])
+def test_simple_cnn_takes_its_first_linear_layer_from_the_size(size):
+    network = build("simple-cnn", {"classes": 3, "image_size": size}).eval()
+    x = torch.rand(2, 3, size, size)
+    convolved = F.max_pool2d(network.conv2(F.max_pool2d(network.conv1(x).relu(), 2)).relu(), 2)
+    assert network.fc1.in_features == convolved[0].numel()
+    assert network.features(x).shape == (2, 84)
+    assert torch.equal(network.head(network.features(x)), network(x))
+
+
+@pytest.mark.parametrize("size", [16, 32, 50, 224])
+def test_resnet9_pools_globally_at_any_size(size):
+    network = build("resnet9", {"classes": 3, "width": 2}).eval()
+    x = torch.rand(2, 3, size, size)
+    layers = network.layers(2 * x - 1)
+    assert layers.shape == (2, 16, size // 8, size // 8)
+    assert torch.equal(network.features(x), 0.125 * layers.amax((2, 3)))
+    assert torch.equal(network.head(network.features(x)), network(x))
+
+
 def test_weights_depend_on_the_seed_alone():
     torch.manual_seed(1)
     before = torch.random.get_rng_state()

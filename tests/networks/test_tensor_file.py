@@ -59,6 +59,18 @@ def test_the_content_is_read_as_torch_load_reads_it(tmp_path, content):
     assert is_same(read, torch.load(path, weights_only=True))
 
 
+@pytest.mark.parametrize("name", ["resnet9", "torchvision:mnasnet0_5"])
+def test_a_state_dict_keeps_the_version_numbers_of_its_modules(tmp_path, name):
+    """Without them MNASNet raises an error."""
+    state = build(name, {"classes": 2}, seed=1).state_dict()
+    write_tensors(tmp_path / "state", state)
+    read = read_tensors(tmp_path / "state")
+    assert read._metadata == state._metadata
+    again = build(name, {"classes": 2}, seed=2)
+    again.load_state_dict(read)
+    assert is_same(dict(again.state_dict()), dict(state))
+
+
 def test_a_full_disk_is_an_output_error_and_the_earlier_file_stays(tmp_path):
     resource = pytest.importorskip("resource")
     path = tmp_path / "state"

@@ -1,5 +1,7 @@
 """Every figure: its source, its n, nothing clipped, and the values that it shows."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -67,7 +69,7 @@ FIGURES = {
     ),
     "image_statistics": (
         data_figures.image_statistics,
-        *data_statistics.image_statistics(PART.images).values(),
+        *data_statistics.image_statistics(data_statistics.moments(PART.images)).values(),
         PART.labels, CLASSES, [3, 4], SOURCE,
     ),
     "outlier_images": (
@@ -369,6 +371,137 @@ def test_a_row_with_nothing_to_show_is_named(monkeypatch):
     )  # fmt: skip
     assert captions["a_fgsm"].endswith("; none to show of: truck, cat")
     assert captions["a_noise"].endswith("; none to show of: truck to car")
+
+
+# Many classes with long names
+
+
+def many_classes(k, size=48):
+    """Return names, and images of decreasing numbers of k classes."""
+    names = [f"a rather long name of class {i}" if i % 2 else f"class {i}" for i in range(k)]
+    part = random_part(tuple(max(2, 40 - i) for i in range(k)))
+    return names, LabelledImages(
+        part.images[..., :1, :1].expand(-1, -1, size, size), part.labels
+    )
+
+
+def figures_of_many_classes(k):
+    names, (images, labels) = many_classes(k)
+    n, counts = len(labels), torch.bincount(labels).tolist()
+    parts = {"train": counts, "test": counts}
+    predictions = torch.where(torch.arange(n) % 3 == 0, labels.roll(7), labels)
+    r = report(labels, predictions, names)
+    suspects = [Suspect(i, "", names[1], names[3], 0.5) for i in range(9)]
+    joint = np.eye(k) / k
+    return {
+        "class_counts": (data_figures.class_counts, parts, names, SOURCE),
+        "class_shares": (data_figures.class_shares, parts, names, SOURCE),
+        "samples": (data_figures.samples, images, labels, names, SOURCE),
+        "class_order": (
+            data_figures.class_order, labels, names, data_statistics.runs_test(labels), SOURCE,
+        ),
+        "image_statistics": (
+            data_figures.image_statistics, np.linspace(0, 1, n), np.linspace(0, 1, n), labels,
+            names, [3], SOURCE,
+        ),
+        "confusion": (training_figures.confusion, r, "A title", SOURCE),
+        "label_joint": (data_figures.label_joint, joint, names, n, SOURCE),
+        "suspects": (contact_sheets.suspects_figure, suspects, images, SOURCE),
+        "errors": (
+            contact_sheets.errors_figure, LabelledImages(images, labels), FILES * 50,
+            np.eye(k)[predictions], names, "A title", SOURCE,
+        ),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "k"),
+    [  # laying out many pictures takes seconds
+        *itertools.product(
+            ("class_counts", "class_shares", "class_order", "image_statistics", "confusion"),
+            (5, 12, 50),
+        ),
+        ("samples", 9), ("label_joint", 50), ("suspects", 5), ("errors", 5),
+    ],
+)  # fmt: skip
+def test_figures_of_many_classes_are_neither_clipped_nor_huge(draw, name, k):
+    figure = draw(*figures_of_many_classes(k)[name])
+    assert SOURCE in figure.get_supxlabel()
+    boxes_of_texts(figure)
+    assert max(figure.canvas.get_width_height()) <= 2400
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            labels = [label for label in axis.get_ticklabels() if label.get_text()]
+            if not axis.get_tick_params().get("rotation"):
+                boxes = [label.get_window_extent() for label in labels]
+                assert not any(a.overlaps(b) for a, b in itertools.pairwise(boxes)), name
+        if (legend := axes.get_legend()) is not None:
+            assert len(legend.get_texts()) <= 8
+
+
+def test_counts_of_many_classes_are_horizontal_bars(draw):
+    names, (_, labels) = many_classes(12)
+    counts = torch.bincount(labels).tolist()
+    train, test = draw(*figures_of_many_classes(12)["class_counts"]).axes
+    for axes in (train, test):
+        assert [bar.get_width() for bar in axes.patches] == counts
+        # The first class is at the top.
+        assert axes.patches[0].get_window_extent().y0 > axes.patches[11].get_window_extent().y0
+    assert text_of(train.get_yticklabels())[0] == names[0]
+    assert text_of(train.texts)[0] == f"{counts[0]:,} ({counts[0] / sum(counts):.1%})"
+
+
+def test_shares_of_many_classes_are_ranked(draw):
+    given = (data_figures.class_shares, {"train": [1, 5, 2, 0, 3, 4, 1, 4]}, "abcdefgh", SOURCE)
+    (axes,) = draw(*given).axes
+    assert list(axes.lines[0].get_ydata()) == [n / 20 for n in (5, 4, 4, 3, 2, 1, 1)]
+
+
+def test_samples_of_many_classes_are_of_some_from_the_first_to_the_last(draw):
+    _, (images, labels) = many_classes(50)
+    names = [f"class {k}" for k in range(50)]
+    figure = draw(data_figures.samples, images, labels, names, SOURCE, columns=1)
+    rows = [axes.texts[0].get_text() for axes in figure.axes if axes.texts]
+    assert len(rows) == 20
+    assert (rows[0], rows[-1]) == ("class 0", "class 49")
+    assert "20 of 50 classes" in figure.get_supxlabel()
+    shown = [int(axes.get_title()) for axes in figure.axes if axes.images]
+    assert {int(labels[i]) for i in shown} == set(np.linspace(0, 49, 20).astype(int).tolist())
+
+
+def test_of_many_classes_the_unusual_have_a_colour(draw):
+    labels = torch.arange(9).repeat_interleave(4)
+    brightness = np.repeat([0.5, 0.5, 0.9, 0.1, 0.5, 0.8, 0.2, 0.7, 0.3], 4)
+    figure = draw(
+        data_figures.image_statistics, brightness, np.full(36, 0.2), labels,
+        [f"class {k}" for k in range(9)], [], SOURCE,
+    )  # fmt: skip
+    texts = text_of(figure.axes[0].get_legend().get_texts())
+    coloured = [f"class {k} (4)" for k in (2, 3, 5, 6, 7, 8)]
+    assert texts == ["other classes (12)", *coloured, "outlier (0)"]
+    assert "the 6 of 9 classes" in figure.get_supxlabel()
+
+
+def test_pictures_of_attacks_show_some_of_many_classes():
+    names, (_, labels) = many_classes(12)
+
+    class Right(torch.nn.Module):
+        """Answers as often as it likes: each picture's class is its first pixel."""
+
+        def forward(self, x):
+            return 50 * torch.eye(12)[(x[:, 0, 0, 0] * 11).round().long()] + x.sum() * 0
+
+    pixels = (labels / 11)[:, None, None, None].expand(-1, 3, 8, 8).clone()
+    subject = attack_pictures.Subject(
+        "net", Right(), LabelledImages(pixels, labels), names, SOURCE
+    )
+    rows = attack_pictures.universal_rows(subject, {"no noise": None}, 8)
+    expected = np.linspace(0, 11, 8).astype(int)
+    titles = [title for _, title in rows["no noise"][1:]]
+    assert len(titles) == 8
+    for k, title in zip(expected, titles, strict=True):
+        assert title.endswith(" 100%")
+        assert title.startswith(names[k][:9])
 
 
 # Duplicates

@@ -8,11 +8,16 @@ import pytest
 import torch
 from conftest import EMPTY, random_part
 
+from common.attacks.robustness import AttackCurve, AttackResult
+from common.dataset.label_fixes import Suspect
 from common.dataset.split import Split
+from common.inspection.label_audit import Audit
+from common.inspection.overview import describe
 from common.metrics.comparison import Comparison, Summary, compare_predictions
 from common.metrics.probabilities import judge
 from common.metrics.report import report
-from common.reporting.data_tables import split_text
+from common.reporting.attack_tables import curve_text
+from common.reporting.data_tables import audit_text, overview_text, planted_text, split_text
 from common.reporting.evaluation_tables import reading, report_text, reports_compared
 from common.reporting.probability_tables import differences_text, probabilities_text
 from common.reporting.training_tables import (
@@ -22,7 +27,10 @@ from common.reporting.training_tables import (
     comparison_columns,
     legend,
     legend_text,
+    run_text,
 )
+from common.training.recipe import Recipe
+from common.training.runs import Run
 
 CLASSES = ("car", "truck", "cat")
 METRICS = ("accuracy", "balanced accuracy", "G-mean", "macro F1", "recall of cat")
@@ -291,3 +299,69 @@ def test_the_markdown_has_the_best_g_mean_first_and_a_legend():
     expected = [f"- {sentence}".replace("*", "\\*") for sentence in legend(COMPARISON)]
     assert notes.splitlines() == expected
     assert "- \\*: differs" in notes
+
+
+# Many classes with long names
+
+
+def many_classes(k):
+    """Return a split of k classes with 3 images of each, and a report on it."""
+    names = tuple(
+        f"a rather long name, of class {i}" if i % 2 else f"class {i}" for i in range(k)
+    )
+    part = random_part((3,) * k)
+    split = Split(part, EMPTY, part, names, "a source", "a-b", 0)
+    return split, report(part.labels, part.labels.roll(1), names)
+
+
+@pytest.mark.parametrize("k", [5, 12, 50])
+def test_tables_of_many_classes_fit_80_columns(k):
+    split, r = many_classes(k)
+    found = describe({"train": split.train, "test": split.test}, k, torch.device("cpu"))
+    joint = np.full((k, k), 1e-4)
+    joint[2, 1] = 0.2
+    np.fill_diagonal(joint, 0.1)
+    long_file = "train/a rather long name/a photograph with a rather long name.png"
+    suspects = [Suspect(7, long_file, split.classes[1], split.classes[3], 0.75)]
+    row = {"planted": 3, "recall": 0.5, "precision": 0.5, "wrong": 0.5}
+    row |= {"self_confidence": 0.5, "normalized_margin": 0.5}
+    result = {
+        "examples": [500 - i for i in range(k)], "drawn": [9] * k, "seconds": 3.0,
+        "history": {"loss": [1.0], "validation_g_mean": []}, "trained_on_test": False,
+    }  # fmt: skip
+    curve = AttackCurve(
+        "PGD", "ten steps", "1/255", False,
+        {"8": AttackResult(r, 4, 40, {"L1": 1.0, "L2": 1.0, "Linf": 0.1})}, 1.0,
+    )  # fmt: skip
+    texts = {
+        "overview": overview_text(found, split.classes),
+        "audit": audit_text(Audit(joint, *[None] * 4), suspects, split.classes, 1000),
+        "planted": planted_text(dict.fromkeys(("all", *split.classes), row)),
+        "run": run_text(Run("best", Recipe(), 0), result, r, split, False),
+        "attack": curve_text(curve),
+        "report": report_text(r, "somewhere", [3] * k),
+    }
+    for name, text in texts.items():
+        assert max(map(len, text.splitlines())) <= 80, name
+    for i in range(k):
+        assert f"class {i - i % 2} " in texts["overview"]
+    assert "…photograph with a rather long name.png"[-15:] in texts["audit"]
+    assert "1 given as a rather long nam" in " ".join(texts["audit"].split())
+    if k > 10:
+        errors = texts["audit"].split("most frequent errors:\n")[1].splitlines()
+        assert errors[1].startswith("class 2 ")
+        assert errors[1].endswith(" 200.0")
+        assert f"{k} classes, from class 0 500 to " in " ".join(texts["run"].split())
+        assert texts["attack"].count("worst recall") == 1
+
+
+@pytest.mark.parametrize(("k", "recalls"), [(10, 10), (11, 0)])
+def test_of_many_classes_the_averages_alone_are_compared(k, recalls):
+    split, r = many_classes(k)
+    labels = split.test.labels.numpy()
+    networks = {name: split.test.labels.roll(1)[None].numpy() for name in ("one", "two")}
+    comparison = compare_predictions({n: [r.as_dict()] for n in networks}, networks, labels)
+    metrics = list(comparison.summaries["two"])
+    assert metrics[:4] == ["accuracy", "balanced accuracy", "G-mean", "macro F1"]
+    assert len(metrics) == 4 + recalls == comparison.tests
+    assert max(map(len, compared_as_text(comparison).splitlines())) <= 80

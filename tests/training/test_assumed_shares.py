@@ -45,6 +45,14 @@ def test_shares_by_hand(changes, expected):
     assert shares.tolist() == pytest.approx(expected, abs=1e-5)
 
 
+def test_mirror_images_of_a_frozen_network_count():
+    options = {"class_weights": "effective-number", "network": "own:network", "frozen": True}
+    mirrored = assumed_shares(Recipe(augment=("flip",), **options), COUNTS)
+    doubled = assumed_shares(Recipe(**options), 2 * COUNTS)
+    assert torch.equal(mirrored, doubled)
+    assert not torch.equal(mirrored, assumed_shares(Recipe(**options), COUNTS))
+
+
 @pytest.mark.parametrize(
     "recipe",
     [

@@ -1,3 +1,5 @@
+import resource
+
 import numpy as np
 import pytest
 import torch
@@ -50,6 +52,36 @@ def test_shift_equals_crops_of_numpy_padded_images():
         padded = np.pad(image, ((0, 0), (4, 4), (4, 4)), mode="reflect")
         crop = padded[:, 4 + dy : 36 + dy, 4 + dx : 36 + dx]
         np.testing.assert_array_equal(result, crop)
+
+
+@pytest.mark.parametrize(("size", "most"), [(16, 2), (20, 2), (100, 12), (224, 28)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_shifts_grow_with_the_image(size, most, layout):
+    offsets = [(-most, most), (0, -most), (most, 1)]
+    x = torch.rand(3, 3, size, size).contiguous(memory_format=layout)
+    y = shift(x, torch.tensor(offsets))
+    assert y.is_contiguous(memory_format=layout)
+    for image, (dy, dx), result in zip(x.numpy(), offsets, y.numpy(), strict=True):
+        padded = np.pad(image, ((0, 0), (most, most), (most, most)), mode="reflect")
+        top, left = most + dy, most + dx
+        np.testing.assert_array_equal(result, padded[:, top : top + size, left : left + size])
+    columns = torch.arange(float(size)).expand(500, 3, size, size)
+    drawn = augmented(columns, "crop")[:, 0, 0, size // 2] - size // 2
+    assert (drawn.min(), drawn.max()) == (-most, most)
+
+
+def test_shifting_large_images_needs_little_memory():
+    x = torch.rand(16, 3, 224, 224)  # 9.6 MB; all windows of one image would be 2 GB
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    shift(x, torch.full((16, 2), 28))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KiB
+
+
+@pytest.mark.parametrize(("size", "side"), [(16, 4), (22, 5), (224, 56)])
+def test_cutout_grows_with_the_image(size, side):
+    x = torch.zeros(1, 3, size, size)
+    middle = torch.tensor([[size // 2, size // 2]])
+    assert int((cutout(x, middle) == 0.5).sum()) == 3 * side * side
 
 
 def test_crop_draws_every_offset():

@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -15,6 +16,8 @@ from distributed import Client
 
 from common import files
 from common.dataset.load import load
+from common.dataset.split import LabelledImages
+from common.dataset.stored_images import gather
 from common.errors import InputError
 from common.files import ROOT
 from common.training import cluster as cluster_module
@@ -192,6 +195,27 @@ def test_other_versions_on_a_worker_are_refused(dask, train, monkeypatch):
     words = rf"worker .* has numpy {ours['numpy']}, this machine 1\.0; install the same"
     with pytest.raises(InputError, match=words):
         list(train("other", 0, cluster=dask.address))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [({"network": "tiny_networks:small"}, "no code for --network tiny_networks:small"),
+     ({"network": "torchvision:resnet18", "weights": "w.pt"}, "no file w.pt"),
+     ({}, "--memory")],
+)  # fmt: skip
+def test_what_cant_go_to_a_worker_is_refused_before_any_work(tmp_path, changes, words):
+    split = load("synthetic", dry_run=True, cache=tmp_path / "cache")
+    if not changes:
+        n, images = len(split.train.labels), [split.train.images.numpy()]
+        stored = gather(images, n, 32, 0, tmp_path / "images")
+        split = replace(split, train=LabelledImages(stored, split.train.labels))
+    run = Run("own", Recipe(**changes), 0)
+    settings = {"device": "cpu", "jobs": 1, "threads": 1, "cluster": "tcp://127.0.0.1:9"}
+    with pytest.raises(
+        InputError, match=f"^--cluster: .*{words}.*leave --cluster out"
+    ) as caught:
+        list(train_all([run], split, tmp_path / "models", **settings))
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("address", ["tcp://127.0.0.1:9", "nowhere", "udp://x", "tcp://[::1"])

@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from conftest import EMPTY, check_seed, random_part
 
 from common.dataset.load import load
+from common.dataset.split import LabelledImages
+from common.dataset.stored_images import StoredImages, gather
 from common.errors import DivergedError
 from common.metrics.report import report
 from common.networks.build import build, torch_seed
@@ -256,6 +258,60 @@ def test_an_optimiser_with_two_passes_needs_no_change_of_the_loop():
         steps = train_steps(TRAIN, RECIPE, state, device=CPU)
         curves.append([next(steps).item() for _ in range(8)])
     assert curves[0] == pytest.approx(curves[1])  # without dropout both passes are the same
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [RECIPE, small("best", ema=0.9), small("mixup", patience=1), small("robust"),
+     small("weighted-sampler", precision="bfloat16")],
+    ids=["plain", "best", "mixup", "robust", "weighted"],
+)  # fmt: skip
+def test_images_in_a_file_are_trained_on_a_batch_at_a_time(tmp_path, monkeypatch, recipe):
+    validation = random_part((3, 3, 3), seed=1)
+    (network, history), (twin, same) = (
+        fitted(recipe, train=train, validation=judge)
+        for train, judge in ((MORE, validation), (stored(tmp_path, MORE), validation))
+    )
+    assert same == history
+    for name, value in network.state_dict().items():
+        assert torch.equal(twin.state_dict()[name], value), name
+        assert twin.state_dict()[name].stride() == value.stride(), name
+    most, get = [], StoredImages.__getitem__
+    monkeypatch.setattr(
+        StoredImages,
+        "__getitem__",
+        lambda images, key: (most.append(len(found := get(images, key))), found)[1],
+    )
+    _, again = fitted(
+        recipe, train=stored(tmp_path, MORE), validation=stored(tmp_path, validation, "other")
+    )
+    assert again == history
+    assert max(most) <= max(recipe.batch_size, len(validation.labels))
+
+
+def stored(folder, part, name="images"):
+    """Return the part with its images in a file, in another order."""
+    order = torch.randperm(len(part.labels), generator=torch.Generator().manual_seed(7))
+    images = gather([part.images[order].numpy()], len(order), 32, 0, folder / name)
+    return LabelledImages(images.select(order.argsort()), part.labels)
+
+
+def test_a_network_without_a_known_last_layer_is_trained():
+    class OwnNetwork(torch.nn.Module):
+        head = None
+
+        def __init__(self):
+            super().__init__()
+            self.network = build("simple-cnn", {"classes": 3, "dropout": 0.0})
+
+        def forward(self, x):
+            return self.network(x)
+
+    recipe = replace(RECIPE, loss="logit-adjusted", class_weights="inverse")
+    own = OwnNetwork()
+    fit(own, TRAIN, EMPTY, recipe, seed=0, device=CPU)
+    network, _ = fitted(recipe, dropout=0.0)
+    assert torch.equal(own.network.fc3.weight, network.fc3.weight)
 
 
 def test_synthetic_images_are_hard_without_a_remedy_and_learnable_with_one():

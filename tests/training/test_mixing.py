@@ -44,6 +44,15 @@ def test_mixup_is_linear_with_a_share_for_each_image():
     assert len(shares.unique()) > 190
 
 
+def test_mixup_mixes_features_as_it_mixes_images():
+    x = torch.randn(20, 48)
+    y, partners, shares = mixed(x, "mixup")
+    s = shares[:, None]
+    torch.testing.assert_close(y, s * x + (1 - s) * x[partners])
+    images = mixed(x.view(20, 3, 4, 4), "mixup")[0]
+    assert torch.equal(images.flatten(1), y)
+
+
 def test_cutmix_copies_one_box_from_the_partners():
     x = random_images(8)
     clipped = 0

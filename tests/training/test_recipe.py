@@ -16,7 +16,11 @@ from common.training.recipes import RECIPES
 from common.training.runs import Run, train_run
 
 PART = random_part((6, 4, 3))
-SPLIT = make_split(PART, PART, ("car", "truck", "cat"), "random", 0, (), ())
+SPLIT = make_split(PART, PART, ("car", "truck", "cat"), "random", 0)
+
+
+TORCHVISION = {"network": "torchvision:resnet18"}
+FROZEN = TORCHVISION | {"frozen": True, "pretrained": True}
 
 
 @pytest.mark.parametrize(
@@ -33,11 +37,60 @@ SPLIT = make_split(PART, PART, ("car", "truck", "cat"), "random", 0, (), ())
         ({"loss": "logit-adjusted", "post_hoc": "logit-adjustment"}, "corrects .* twice"),
         ({"loss": "balanced-softmax", "post_hoc": "logit-adjustment"}, "corrects .* twice"),
         ({"classifier": "cosine", "post_hoc": "tau-normalisation"}, "no length"),
+        ({"network": "resnet18"}, "none of that name; give simple-cnn, .*torchvision:NAME or"),
+        ({"network": ""}, "none of that name"),
+        ({"network": "torchvision:"}, "none of that name"),
+        ({"network": "a/b:c"}, "none of that name"),
+        ({"pretrained": True}, "simple-cnn has no published weights; give --no-pre"),
+        ({"network": "a:b", "pretrained": True}, "a:b has no published weights"),
+        ({"weights": "file.pth"}, "simple-cnn takes no weights from a file"),
+        (TORCHVISION | {"weights": ""}, "--weights: the value is empty"),
+        (TORCHVISION | {"weights": "a", "pretrained": True}, "give --no-pretrained$"),
+        ({"frozen": True}, "the features of simple-cnn are those of random weights"),
+        (TORCHVISION | {"frozen": True}, "resnet18 are those of random weights"),
+        (FROZEN | {"augment": ("flip", "crop", "colour")}, "leave --augment crop colour out"),
+        (FROZEN | {"mix": "cutmix"}, "take --mix mixup"),
+        (FROZEN | {"adversarial": 4.0}, "leave --adversarial out"),
+        (FROZEN | {"width": 8}, "--network resnet9"),
     ],
 )
 def test_contradicting_options_are_named(options, words):
     with pytest.raises(InputError, match=words):
         Recipe(**options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        FROZEN | {"augment": ("flip",), "mix": "mixup", "copies": 2, "ema": 0.9, "patience": 3},
+        FROZEN | {"resample": "smote", "classifier": "cosine", "loss": "ldam"},
+        TORCHVISION | {"frozen": True, "weights": "file.pth", "post_hoc": "crt"},
+        {"network": "a.b:c", "frozen": True},
+        {"network": "a.b:c", "weights": "file.pth"},
+    ],
+)
+def test_what_goes_together_is_a_recipe_and_its_record_too(options):
+    recipe = Recipe(**options)
+    assert from_record(json.loads(json.dumps(asdict(recipe)))) == recipe
+
+
+def test_only_networks_that_depend_on_the_size_have_it_among_their_arguments():
+    for network, depends in (
+        ("simple-cnn", True), ("resnet9", False), ("torchvision:resnet18", False), ("a:b", True)
+    ):  # fmt: skip
+        recipe = Recipe(network=network, flip_average=True)
+        usual = {"classes": 5, "classifier": "linear", "flip_average": True}
+        assert recipe.network_arguments(5) == recipe.network_arguments(5, 32) == usual
+        other = usual | {"image_size": 64} if depends else usual
+        assert recipe.network_arguments(5, 64) == other
+
+
+def test_the_option_that_needs_the_last_layer_is_named():
+    found = [
+        Recipe(network="a:b", **options).head_option()
+        for options in ({}, {"frozen": True}, {"classifier": "cosine"}, {"post_hoc": "crt"})
+    ]
+    assert found == [None, "--frozen", "--classifier cosine", "--post-hoc crt"]
 
 
 # A number of a recipe, and the other options with which it has an effect. Left out are numbers
@@ -144,6 +197,8 @@ def test_a_record_of_an_earlier_version_has_the_defaults_of_what_it_lacks():
         ("epochs", 0), ("epochs", 1.5), ("epochs", True), ("epochs", "3"), ("tau", 11),
         ("learning_rate", 0), ("momentum", 1.0), ("loss", "none"), ("loss", ["focal"]),
         ("augment", "flip"), ("augment", ["turn"]), ("width", "wide"), ("nesterov", "yes"),
+        ("network", "resnet18"), ("network", None), ("network", 3), ("network", ["a:b"]),
+        ("weights", 3), ("weights", ["f"]), ("pretrained", "yes"), ("frozen", 1),
         ("unknown", 1), ("tau", None), ("epochs", 10**400), ("tau", float("nan")),
     ],
 )  # fmt: skip

@@ -4,11 +4,18 @@ import pytest
 import torch
 from conftest import check_seed, random_part
 
-from common.dataset.load import COUNTS
+from common.dataset.class_counts import EXERCISE as COUNTS
 from common.dataset.split import LabelledImages
+from common.dataset.stored_images import gather
 from common.errors import InputError
 from common.training.recipe import Recipe
-from common.training.resampling import make_examples, transform
+from common.training.resampling import (
+    check_examples,
+    make_examples,
+    resampled,
+    transform,
+    with_copies,
+)
 
 CLASSES = ("car", "truck", "cat")
 TRAIN, TEST = random_part((12, 8, 6)), random_part((4, 3, 2), seed=1)
@@ -57,7 +64,7 @@ def test_number_of_examples_per_class(train_counts, options, counts):
     assert (result.images.dtype, result.labels.dtype) == (torch.uint8, torch.int64)
 
 
-def between_neighbours(image, members, neighbours):
+def between_neighbours(image, members, neighbours, tolerance=0.6):
     """Return whether an image lies, except for rounding, between a member and a neighbour.
 
     members: (n, D), of which each has this number of nearest neighbours.
@@ -68,7 +75,7 @@ def between_neighbours(image, members, neighbours):
         for j in distances.argsort()[:neighbours]:
             step = members[j] - start
             u = ((image - start) @ step / (step @ step)).clamp(0, 1)
-            if (start + u * step - image).abs().max() <= 0.6:
+            if (start + u * step - image).abs().max() <= tolerance:
                 return True
     return False
 
@@ -87,6 +94,73 @@ def test_new_images_lie_between_neighbours_of_their_class(resample, neighbours):
         assert not contains(TRAIN.images, image)
         distant += not between_neighbours(image.flatten().float(), members, 1)
     assert distant  # more than the nearest neighbour is used
+
+
+@pytest.mark.parametrize("resample", ["smote", "borderline-smote", "adasyn"])
+def test_new_features_lie_between_neighbours_and_are_not_rounded(resample):
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(26, 7, generator=generator) * 300 - 100  # far outside 0 to 255
+    part = LabelledImages(features, TRAIN.labels)
+    recipe = Recipe(resample=resample, neighbours=3)
+    result = resampled(part, part, recipe, CLASSES, 0)
+    assert (result.images.dtype, result.images.shape[1:]) == (torch.float32, (7,))
+    assert torch.equal(result.images[:26], features)
+    new = zip(result.images[26:], result.labels[26:], strict=True)
+    for example, label in new:
+        members = features[TRAIN.labels == label]
+        assert between_neighbours(example, members, 3, tolerance=1e-3)
+    assert len(result.labels) > 26
+    assert (result.images[26:] % 1 != 0).all(1).all()
+
+
+@pytest.mark.parametrize("resample", ["random-over", "random-under"])
+def test_features_are_repeated_or_dropped(resample):
+    features = torch.arange(26.0)[:, None] - 13
+    part = LabelledImages(features, TRAIN.labels)
+    result = resampled(part, part, Recipe(resample=resample), CLASSES, 0)
+    assert result.counts(3) == [12] * 3 if resample == "random-over" else [6] * 3
+    assert torch.equal(TRAIN.labels[(result.images[:, 0] + 13).long()], result.labels)
+
+
+def test_test_features_are_the_last_examples():
+    train = LabelledImages(torch.randn(26, 7), TRAIN.labels)
+    test = LabelledImages(torch.randn(9, 7), TEST.labels)
+    result = resampled(train, test, Recipe(train_on_test=True), CLASSES, 0)
+    assert torch.equal(result.images, torch.cat([train.images, test.images]))
+
+
+@pytest.mark.parametrize(
+    ("options", "refused"),
+    [({}, None), ({"sampler": "balanced"}, None), ({"copies": 1}, "--copies 1"),
+     ({"resample": "smote"}, "--resample smote"), ({"train_on_test": True}, "--train-on-test"),
+     ({"frozen": True, "copies": 1}, "--copies 1"),
+     ({"frozen": True, "resample": "smote", "train_on_test": True}, None)],
+)  # fmt: skip
+def test_images_in_a_file_are_not_copied_or_resampled(tmp_path, options, refused):
+    images = gather([TRAIN.images.numpy()], 26, 32, 0, tmp_path / "images")
+    stored = LabelledImages(images, TRAIN.labels)
+    network = {"network": "own:network"} if "frozen" in options else {}
+    recipe = Recipe(**options, **network)
+    if refused is None:
+        check_examples(recipe, stored, CLASSES)
+        assert with_copies(stored, recipe.copies, 0) is stored
+        return
+    with pytest.raises(InputError, match=f"^{refused}: .*--memory") as caught:
+        check_examples(recipe, stored, CLASSES)
+    assert "\n" not in str(caught.value)
+    check_examples(recipe, TRAIN, CLASSES)
+
+
+def test_copies_of_larger_images_are_shifted_further():
+    size = 96
+    position = torch.arange(size) - (size - 1) / 2
+    spot = 200 * torch.exp(-(position**2 + position[:, None] ** 2) / 50)
+    images = spot.to(torch.uint8).expand(300, 3, size, size)
+    copies = transform(images, torch.Generator().manual_seed(0)).float().mean(1)
+    weight = copies / copies.sum((1, 2), keepdim=True)
+    rows, columns = (weight.sum(axis) @ position for axis in (2, 1))
+    for centre in (rows, columns):
+        assert 12 < centre.abs().max() < 13.9  # 12 (cos 10 + sin 10) = 13.9
 
 
 @pytest.mark.parametrize(("resample", "dropped"), [("random-over", 0), ("random-under", 2 + 6)])

@@ -8,9 +8,14 @@ import sys
 from dataclasses import replace
 
 import pytest
+import torch
+import torch.nn.functional as F
+from torchvision.models import mobilenet_v3_small
 
 from common.dataset.load import load
-from common.files import ROOT, load_result, save_result
+from common.dataset.split import LabelledImages
+from common.errors import InputError
+from common.files import ROOT, load_result, save_result, sha256
 from common.metrics.report import report
 from common.networks.checkpoint import load_checkpoint
 from common.networks.prediction import predict
@@ -214,14 +219,15 @@ def test_the_state_of_a_run_is_gone_when_the_run_is_saved(train, tmp_path, monke
 
     monkeypatch.setattr(runs_module, "save_checkpoint", recorded)
     train(run(), run("retrained", post_hoc="crt"))
-    assert states[0] == {"tiny.state"}
-    assert states[1] == {"tiny.pt", "tiny.json", "retrained.state", "retrained.crt.state"}
+    assert states[0] == {"tiny.csv", "tiny.state"}
+    first, logs = {"tiny.pt", "tiny.json"}, {"tiny.csv", "retrained.csv"}
+    assert states[1] == first | logs | {"retrained.state", "retrained.crt.state"}
     left = {file.name for file in (tmp_path / "models").iterdir()}
-    assert left == {"tiny.pt", "tiny.json", "retrained.pt", "retrained.json"}
+    assert left == first | logs | {"retrained.pt", "retrained.json"}
 
 
 @pytest.mark.parametrize("changes", [{}, {"post_hoc": "crt"}])
-@pytest.mark.parametrize("again", ["", "fresh", "other code"])
+@pytest.mark.parametrize("again", ["", "fresh", "other code", "other weights"])
 def test_an_interrupted_run_goes_on(train, tmp_path, monkeypatch, changes, again):
     monkeypatch.setattr(progress, "SAVE_SECONDS", 0.0)
     epochs = {"epochs": 2, "crt_epochs": 2}
@@ -240,6 +246,9 @@ def test_an_interrupted_run_goes_on(train, tmp_path, monkeypatch, changes, again
         train(run("killed", **epochs, **changes))
     if again == "other code":
         monkeypatch.setattr(runs_module.files, "code_digest", lambda: "other")
+    if again == "other weights":
+        facts = {"weights_sha256": "other"}
+        monkeypatch.setattr(runs_module.pretrained, "prepare", lambda *_: facts)
     train(run("killed", **epochs, **changes), fresh=again == "fresh")
     assert len(steps) == total - 1 + (total if again else 2)
     files = [tmp_path / f"models/{name}.pt" for name in ("whole", "killed")]
@@ -247,6 +256,151 @@ def test_an_interrupted_run_goes_on(train, tmp_path, monkeypatch, changes, again
 
 
 def test_every_named_recipe_trains(train, tmp_path):
+    weights = tmp_path / "weights.pt"
+    torch.save(mobilenet_v3_small().state_dict(), weights)
     for name, recipe in RECIPES.items():
+        if recipe.pretrained:  # without a download
+            assert recipe.network == "torchvision:mobilenet_v3_small"
+            recipe = replace(recipe, pretrained=False, weights=str(weights))
         small = replace(recipe, epochs=1, batch_size=25, crt_epochs=1)
-        assert train(Run(name, small, 0))[name]["diverged"] is None
+        result = train(Run(name, small, 0), cache=tmp_path / "cache")[name]
+        assert result["diverged"] is None
+        assert ("features" in result) == recipe.frozen
+
+
+def test_each_run_has_a_log_which_a_run_trained_anew_begins_again(train, trained, tmp_path):
+    log = tmp_path / "models/tiny.csv"
+    train(run(epochs=3))
+    assert [line.split(",")[0] for line in log.read_text().splitlines()[1:]] == ["1", "2", "3"]
+    written = log.read_text()
+    train(run(epochs=3))
+    assert log.read_text() == written
+    train(run(epochs=2), tensorboard=True)
+    assert len(log.read_text().splitlines()) == 3
+    events = tmp_path / "models/tensorboard/tiny"
+    assert len(list(events.iterdir())) == 1
+    train(run(epochs=1))  # TensorBoard must not show the run before
+    assert list(events.iterdir()) == []
+    train(run("wild", learning_rate=1e10, epochs=2))
+    rows = (tmp_path / "models/wild.csv").read_text().splitlines()
+    assert rows[1].split(",")[2] == "nan"
+    # crt's own epochs are not in the log.
+    train(run("retrained", post_hoc="crt"))
+    assert len((tmp_path / "models/retrained.csv").read_text().splitlines()) == 2
+
+
+def test_a_run_on_a_cluster_leaves_no_log_of_an_earlier_run(train, tmp_path, monkeypatch):
+    train(run(), tensorboard=True)
+    outcome = runs_module.train_run
+
+    def train_on_cluster(_address, runs, split, settings):
+        for each in runs:
+            yield each, outcome(each, split, **settings)
+
+    monkeypatch.setattr(runs_module, "train_on_cluster", train_on_cluster)
+    train(run(), cluster="tcp://host:1", fresh=True)
+    assert (tmp_path / "models/tiny.json").exists()
+    assert not (tmp_path / "models/tiny.csv").exists()
+    assert list((tmp_path / "models/tensorboard/tiny").iterdir()) == []
+
+
+def test_a_result_of_an_earlier_version_names_no_image_size(train, trained, tmp_path, split):
+    train(run())
+    path = tmp_path / "models/tiny.json"
+    saved = load_result(path)
+    assert saved["data"].pop("image_size") == 32
+    save_result(path, **saved)
+    assert runs_module.describes(saved["data"], split)
+    train(run())
+    assert trained == []
+    saved["data"]["image_size"] = 64
+    save_result(path, **saved)
+    assert not runs_module.describes(saved["data"], split)
+    train(run())
+    assert trained == ["tiny"]
+
+
+def test_images_of_another_size_are_trained_on_and_named(tmp_path, split, trained):
+    larger = resized(split, 48)
+    settings = {"device": "cpu", "jobs": 1, "threads": 1}
+    augment = ("flip", "crop", "cutout", "colour")
+    runs = [run("cnn", augment=augment), run("net9", network="resnet9", width=4, copies=1)]
+    results = dict(train_all(runs, larger, tmp_path, **settings))
+    for each in runs:
+        checkpoint = load_checkpoint(tmp_path / f"{each.file}.pt")
+        assert checkpoint.image_size == 48
+        predictions = predict(checkpoint.network, larger.test.images).argmax(1)
+        found = " ".join(map(str, predictions.tolist()))
+        assert results[each]["test_predictions"] == found
+    trained.clear()
+    list(train_all(runs, split, tmp_path, **settings))  # of 32 pixels
+    assert trained == ["cnn", "net9"]
+    assert load_checkpoint(tmp_path / "cnn.pt").image_size == 32
+
+
+def resized(split, size):
+    """Return the split with its images enlarged to size x size pixels."""
+
+    def enlarged(part):
+        images = F.interpolate(part.images, (size, size), mode="nearest")
+        return LabelledImages(images, part.labels)
+
+    parts = {name: enlarged(getattr(split, name)) for name in ("train", "validation", "test")}
+    return replace(split, **parts)
+
+
+def test_other_weights_are_another_run(train, trained, tmp_path):
+    weights = tmp_path / "weights.pt"
+    states = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        states.append(mobilenet_v3_small().state_dict())
+    torch.save(states[0], weights)
+    changes = {"network": "torchvision:mobilenet_v3_small", "weights": str(weights)}
+    tuned = run("tuned", learning_rate=1e-8, **changes)
+    train(tuned)
+    saved = load_result(tmp_path / "models/tuned.json")
+    assert saved["weights_sha256"] == sha256(weights)
+    name = "features.12.0.weight"
+    trained_weights = load_checkpoint(tmp_path / "models/tuned.pt").network.state_dict()
+    found = trained_weights[f"backbone.{name}"]
+    torch.testing.assert_close(found, states[0][name], atol=1e-6, rtol=0)
+    train(tuned)
+    assert trained == []
+    torch.save(states[1], weights)
+    train(tuned)
+    assert trained == ["tuned"]
+    assert "weights_sha256" not in train(run())["tiny"]
+    assert "weights_sha256" not in load_result(tmp_path / "models/tiny.json")
+
+
+OWN = """
+from torch import nn
+
+def make(classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, classes), nn.{last}())
+"""
+
+
+def test_a_network_of_the_users_own_trains_in_worker_processes(split, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    module = tmp_path / "own_network_of_a_user.py"
+    module.write_text(OWN.format(last="Identity"))
+    name = "own_network_of_a_user:make"
+    runs = [run("own", network=name), run("own", network=name, seed=1)]
+    settings = {"device": "cpu", "jobs": 2, "threads": 1}
+    results = dict(train_all(runs, split, tmp_path / "models", **settings))
+    assert [result["diverged"] for result in results.values()] == [None, None]
+    saved = load_result(tmp_path / "models/own.json")
+    assert saved["network_sha256"] == sha256(module)
+    checkpoint = load_checkpoint(tmp_path / "models/own.pt", network=name)
+    predictions = predict(checkpoint.network, split.test.images).argmax(1).tolist()
+    assert results[runs[0]]["test_predictions"] == " ".join(map(str, predictions))
+
+
+def test_a_network_without_a_last_layer_to_change(split, train, tmp_path):
+    own = run("own", network="tiny_networks:without_head", loss="logit-adjusted")
+    assert train(own)["own"]["diverged"] is None
+    for changes in ({"post_hoc": "crt"}, {"frozen": True}, {"classifier": "cosine"}):
+        with pytest.raises(InputError, match=r"tiny_networks:without_head: .* linear layer"):
+            train(Run("own", replace(own.recipe, **changes), 0))

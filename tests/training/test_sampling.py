@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import WeightedRandomSampler
 
-from common.dataset.load import COUNTS
+from common.dataset.class_counts import EXERCISE as COUNTS
 from common.training.recipe import Recipe
 from common.training.sampling import class_shares, epoch_order
 

@@ -1,0 +1,162 @@
+"""What a network says of image files that belong to no data set: `evaluate.py --predict`."""
+
+from __future__ import annotations
+
+import csv
+import heapq
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from textwrap import fill
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from common.dataset.image_files import SUFFIXES, DamagedImageError, read_images
+from common.errors import InputError
+from common.files import atomic_write
+from common.metrics.probabilities import softmax
+from common.networks.checkpoint import Checkpoint
+from common.networks.prediction import predict
+from common.reporting.tables import end_of, shorten, text_table
+from common.terminal import printable
+
+CHUNK_BYTES = 2**26  # of images in memory at a time, as uint8
+LEAST_CERTAIN = 3  # images to show
+FILE_WIDTH = 40  # letters of a file's path in a table, its end
+
+
+@dataclass
+class Predictions:
+    """What was predicted: the numbers behind the table of all images.
+
+    images: by predicted class, without the images that have none. abstained: those. unread: a
+    message for each file that no image can be read from. least_certain: (margin, file, class,
+    probability), the smallest margin first.
+    """
+
+    images: dict[str, int]
+    abstained: int = 0
+    unread: list[str] = field(default_factory=list)
+    least_certain: list[tuple[float, str, str, float]] = field(default_factory=list)
+
+
+def find_images(given: Sequence[Path]) -> list[Path]:
+    """Return the files that are given, and the image files in the given folders, sorted.
+
+    Folders are searched at any depth; hidden files and folders in them are left out. Raises
+    InputError for a path that does not exist, and for a folder without image files.
+    """
+    found: list[Path] = []
+    for path in given:
+        if os.path.isfile(path):
+            found.append(path)
+        elif os.path.isdir(path):
+            in_folder = sorted(_image_files(path))
+            if not in_folder:
+                kinds = ", ".join(suffix[1:] for suffix in SUFFIXES)
+                raise InputError(f"--predict: {path}: no image files in it ({kinds})")
+            found += in_folder
+        else:
+            raise InputError(f"--predict: {path}: no such file or folder")
+    return list(dict.fromkeys(found))
+
+
+def _image_files(folder: Path) -> Iterator[Path]:
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES:
+                yield Path(parent, name)
+
+
+def save_predictions(
+    path: Path, checkpoint: Checkpoint, images: Sequence[Path], abstain: float | None
+) -> Predictions:
+    """Predict the class of each image file, and write a row for each to the CSV `path`.
+
+    The columns are file, class, p(CLASS) of each class, and margin: the highest probability
+    less the second. abstain: the class stays empty where no probability is as high; None:
+    every image has one. Images are resized to the size that the network was trained on. Raises
+    InputError if none can be read; then there is no file.
+    """
+    classes = checkpoint.classes
+    found = Predictions(dict.fromkeys(classes, 0))
+    columns = ["file", "class", *(f"p({name})" for name in classes), "margin"]
+    with atomic_write(path) as temporary:
+        with temporary.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(columns)
+            for name, p in _probabilities(checkpoint, images, found.unread):
+                writer.writerow(_row(name, p, classes, abstain, found))
+        if len(found.unread) == len(images):
+            raise InputError(f"--predict: no image can be read; the first: {found.unread[0]}")
+    return found
+
+
+def _probabilities(
+    checkpoint: Checkpoint, images: Sequence[Path], unread: list[str]
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield the name and the probabilities (K,) of each file that can be read.
+
+    unread: gets the messages of the others.
+    """
+    size = checkpoint.image_size
+    chunk = max(1, CHUNK_BYTES // (3 * size * size))
+    with tqdm(desc="Predicting", total=len(images), leave=False, disable=None) as bar:
+        for start in range(0, len(images), chunk):
+            paths = images[start : start + chunk]
+            read = list(zip(paths, read_images(paths, size), strict=True))
+            unread += [str(each) for _, each in read if isinstance(each, DamagedImageError)]
+            good = [(p, x) for p, x in read if not isinstance(x, DamagedImageError)]
+            if good:
+                pixels = np.stack([x for _, x in good]).transpose(0, 3, 1, 2)
+                logits = predict(checkpoint.network, torch.from_numpy(pixels))
+                for (path, _), p in zip(good, softmax(logits.numpy()), strict=True):
+                    yield printable(str(path)), p
+            bar.update(len(paths))
+
+
+def _row(
+    name: str, p: np.ndarray, classes: Sequence[str], abstain: float | None, found: Predictions
+) -> list[Any]:
+    """Return the row of one image, and count it."""
+    second, first = np.partition(p, -2)[-2:]
+    k, margin = int(p.argmax()), float(first - second)
+    found.least_certain = heapq.nsmallest(
+        LEAST_CERTAIN, [*found.least_certain, (margin, name, classes[k], float(first))]
+    )
+    abstains = abstain is not None and first < abstain
+    if abstains:
+        found.abstained += 1
+    else:
+        found.images[classes[k]] += 1
+    return [name, "" if abstains else classes[k], *(f"{v:.6f}" for v in p), f"{margin:.6f}"]
+
+
+def predictions_text(found: Predictions, abstain: float | None) -> str:
+    """Return how many images are of each class, and the least certain, in 80 columns."""
+    counts = [[shorten(name), f"{n:,}"] for name, n in found.images.items() if n]
+    if abstain is not None:
+        counts.append([f"none: below {abstain:g}", f"{found.abstained:,}"])
+    least = [
+        [end_of(name, FILE_WIDTH), shorten(title), f"{p:.3f}", f"{margin:.3f}"]
+        for margin, name, title, p in found.least_certain
+    ]
+    return "\n".join(
+        [
+            text_table(["predicted class", "images"], counts),
+            "",
+            "The least certain, by their margin to the second class:",
+            text_table(["file", "class", "p", "margin"], least, "llrr"),
+            "",
+            fill(
+                "The probabilities are the network's own, not calibrated: evaluate.py without"
+                " --predict shows how far those of its test images can be trusted.",
+                80,
+            ),
+        ]
+    )

@@ -1,0 +1,91 @@
+"""A user's own folder of images through all five scripts."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from conftest import is_one_line
+from PIL import Image
+
+NAMES = ("sea lions", "Möwen", "boats", "piers")
+SCRIPTS = {
+    "inspect_data.py": [],
+    "train.py": ["sampler", "resnet9", "--validation", 0.2],
+    "evaluate.py": ["out/models/sampler.pt", "out/models/resnet9.pt", "--validation", 0.2],
+    "lr_sweep.py": ["original", "--learning-rates", 0.001, 0.01],
+    "adversarial.py": ["out/models/resnet9.pt"],
+}
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Photographs of 24 to 90 pixels in four classes, of several formats, without a split."""
+    rng = np.random.default_rng(0)
+    for k, name in enumerate(NAMES):
+        for i in range(40 - 9 * k):
+            folder = tmp_path / "photos" / name / ("more" if i % 4 == 0 else "")
+            folder.mkdir(parents=True, exist_ok=True)
+            small = Image.fromarray(rng.integers(0, 256, (5, 5, 3), dtype=np.uint8))
+            image = small.resize((24 + 11 * i % 67, 30 + 7 * i % 61), Image.Resampling.BICUBIC)
+            image.save(folder / f"IMG {i}.{('jpg', 'PNG', 'webp', 'bmp', 'gif')[i % 5]}")
+    return tmp_path / "photos"
+
+
+def test_all_scripts_take_a_folder_of_ones_own(in_process, photos, tmp_path):
+    options = ["--data", photos, "--image-size", 24, "--dry-run", "--output-dir", "out"]
+    for name, more in SCRIPTS.items():
+        done = in_process(name, *more, *options, "--threads", 1)
+        assert done.returncode == 0, (name, done.stderr)
+        assert max(map(len, done.stdout.splitlines())) <= 80, name
+        assert "image folder photos" in done.stdout, name
+    results = [json.loads(path.read_text()) for path in tmp_path.glob("out/*/*.json")]
+    assert len(results) > 5
+    for result in results:
+        assert result["data"]["image_size"] == 24
+        assert result["data"]["classes"] == list(NAMES)
+        assert result["data"]["test_share"] == 0.2
+    predicted = in_process(
+        "evaluate.py", "out/models/resnet9.pt", "--predict", photos, "--output-dir", "out"
+    )
+    assert predicted.returncode == 0, predicted.stderr
+    rows = (tmp_path / "out/figures/predict_resnet9.csv").read_text().splitlines()
+    assert len(rows) == 1 + 40 + 31 + 22 + 13
+
+
+@pytest.mark.parametrize("name", ["inspect_data.py", "train.py", "lr_sweep.py"])
+def test_a_damaged_image_is_named(in_process, photos, name):
+    (photos / "boats/IMG 1.PNG").write_bytes((photos / "boats/IMG 1.PNG").read_bytes()[:99])
+    done = in_process(name, "--data", photos, "--image-size", 24, "--output-dir", "out")
+    assert done.returncode == 2
+    assert is_one_line(done.stderr, "boats/IMG 1.PNG: ", "--skip-damaged leaves such")
+
+
+def test_what_was_left_out_is_listed(in_process, photos, tmp_path):
+    (photos / "boats/IMG 1.PNG").write_bytes(b"no image")
+    options = ["--data", photos, "--image-size", 24, "--output-dir", "out", "--skip-damaged"]
+    done = in_process("inspect_data.py", *options)
+    assert done.returncode == 0, done.stderr
+    assert "Left out, can't be read: 1: boats/IMG 1.PNG" in done.stdout
+    result = json.loads((tmp_path / "out/figures/inspect_data.json").read_text())
+    assert result["data"]["damaged"] == ["boats/IMG 1.PNG"]
+    assert "--skip-damaged" in done.stdout.split("Next:")[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "words"),
+    [
+        ("train.py", ["original"], ["pixels, not 32x32", "--image-size N resizes"]),
+        ("train.py", ["original", "--image-size", 8], ["--image-size", "of at least 16"]),
+        ("train.py", ["original", "--image-size", 300], ["--image-size", "at most 224"]),
+        ("train.py", ["original", "--test-share", 1], ["--test-share", "below 1"]),
+        ("train.py", ["original", "--memory", "2"], ["--memory", "2G or 500M"]),
+        ("train.py", ["original", "--train-counts", "exp:0"], ["--train-counts", "at least 1"]),
+        ("train.py", ["original", "--train-counts", "log:9"], ["exp:RATIO or step:RATIO"]),
+    ],
+)
+def test_bad_input_is_one_line(in_process, photos, name, arguments, words):
+    done = in_process(name, *arguments, "--data", photos, "--output-dir", "out")
+    assert done.returncode == 2
+    assert is_one_line(done.stderr, *words), done.stderr
