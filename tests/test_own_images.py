@@ -54,6 +54,25 @@ def test_all_scripts_take_a_folder_of_ones_own(in_process, photos, tmp_path):
     assert len(rows) == 1 + 40 + 31 + 22 + 13
 
 
+def test_images_that_take_too_much_memory_stay_in_a_file(in_process, photos, tmp_path):
+    options = ["--data", photos, "--image-size", 24, "--dry-run", "--memory", "0.01M"]
+    in_memory = [each for each in options if each not in ("--memory", "0.01M")]
+    for name in ("inspect_data.py", "train.py", "evaluate.py", "adversarial.py"):
+        more = {
+            "train.py": ["original"],
+            "evaluate.py": ["a/models/original.pt"],
+            "adversarial.py": ["a/models/original.pt"],
+        }.get(name, [])
+        for folder, given in (("a", options), ("b", in_memory)):
+            done = in_process(name, *more, *given, "--threads", 1, "--output-dir", folder)
+            assert done.returncode == 0, (name, done.stderr)
+    a, b = (tmp_path / each / "models/original.pt" for each in "ab")
+    assert a.read_bytes() == b.read_bytes()
+    refused = in_process("train.py", "smote", *options, "--output-dir", "a")
+    assert refused.returncode == 2
+    assert is_one_line(refused.stderr, "--memory")
+
+
 @pytest.mark.parametrize("name", ["inspect_data.py", "train.py", "lr_sweep.py"])
 def test_a_damaged_image_is_named(in_process, photos, name):
     (photos / "boats/IMG 1.PNG").write_bytes((photos / "boats/IMG 1.PNG").read_bytes()[:99])

@@ -18,8 +18,8 @@ def draw_mixing(
     Returns the partner of each image, as a position in its batch (n,), and the share of the
     image itself in the mixture (n,), which is 1 in a step that does not mix. mixup draws a
     share for each image. cutmix draws one box for the batch, clipped at the border; the share
-    is that of the pixels outside the box. For cutmix the function also returns the pixels that
-    the partner fills, booleans (n, size, size).
+    is that of the pixels outside the box. For cutmix the function also returns the box, which
+    the partner fills: top, left, bottom and right, the last two exclusive, (n, 4).
 
     The shares come from a NumPy generator because PyTorch's beta distribution takes no
     generator. A whole epoch is drawn at once because a copy from the CPU in each step would
@@ -39,11 +39,9 @@ def draw_mixing(
     order = torch.from_numpy(np.concatenate(partners))
     if recipe.mix == "mixup":
         return order, torch.from_numpy(np.concatenate(shares)).float()
-    edges = torch.from_numpy(np.concatenate(boxes)).view(n, 2, 2, 1)
-    first, end = edges.unbind(1)  # (n, 2, 1) each: of rows and of columns
-    within = (first <= torch.arange(size)) & (torch.arange(size) < end)  # (n, 2, size)
-    filled = within[:, 0, :, None] & within[:, 1, None, :]
-    return order, 1 - filled.float().mean((1, 2)), filled
+    box = torch.from_numpy(np.concatenate(boxes))  # (n, 4)
+    area = (box[:, 2:] - box[:, :2]).prod(1)
+    return order, 1 - area.float() / size**2, box
 
 
 def _box(size: int, share: float, rng: np.random.Generator) -> np.ndarray:
@@ -61,18 +59,22 @@ def mix(
     labels: torch.Tensor,
     partners: torch.Tensor,
     shares: torch.Tensor,
-    filled: torch.Tensor | None = None,
+    boxes: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Mix a batch of images x (N, 3, S, S) with each other; all tensors are on one device.
 
     mixup takes features (N, D) as well.
 
-    partners, shares, filled: the batch's part of what `draw_mixing` returns. Returns the mixed
+    partners, shares, boxes: the batch's part of what `draw_mixing` returns. Returns the mixed
     images, the labels (N,) of the partners, and the shares (N,) of the batch's own labels.
     """
     others = x[partners]
-    if filled is None:
+    if boxes is None:
         x = torch.lerp(others, x, shares.view(-1, *[1] * (x.dim() - 1)))
     else:
+        first, end = boxes.view(-1, 2, 2, 1).unbind(1)  # (N, 2, 1) each: of rows, of columns
+        positions = torch.arange(x.shape[-1], device=x.device)
+        within = (first <= positions) & (positions < end)  # (N, 2, S)
+        filled = within[:, 0, :, None] & within[:, 1, None, :]
         x = torch.where(filled[:, None], others, x)
     return x, labels[partners], shares

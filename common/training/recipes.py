@@ -138,15 +138,20 @@ def variant_name(name: str, recipe: Recipe) -> str:
     """Return the name of a recipe with what distinguishes it from the recipe of that name.
 
     Files have this name, so that a variant never replaces the named recipe's files. A name that
-    is too long for a file is shortened, and a dash is in place of what a name can't have.
+    is too long for a file is shortened, and a dash is in place of what a name can't have. Of a
+    path and of a network's module only the last part is in the name.
 
     >>> variant_name("smote", replace(RECIPES["smote"], epochs=20))
     'smote+epochs=20'
+    >>> variant_name("best", replace(RECIPES["best"], network="torchvision:resnet18"))
+    'best+network=resnet18'
     """
     words = [name]
     for field_name, value in recipe.changes(RECIPES[name]).items():
         if field_name == "weights" and value is not None:
             value = Path(value).name
+        if field_name == "network":
+            value = value.rpartition(":")[2]
         values = value if isinstance(value, tuple) else (value,)
         words.append(f"{option_name(field_name)}={','.join(map(str, values))}")
     return short_name(re.sub(r"[^\w.,=+-]", "-", "+".join(words)))

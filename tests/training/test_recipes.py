@@ -15,11 +15,11 @@ from common.training.recipes import LINEAR_PROBE, RECIPES, select, variant_name
         ({}, "linear-probe"),
         (
             {"network": "torchvision:resnet18", "pretrained": False, "weights": "/home/a/w.pt"},
-            "linear-probe+network=torchvision-resnet18+pretrained=False+weights=w.pt",
+            "linear-probe+network=resnet18+pretrained=False+weights=w.pt",
         ),
         (
             {"network": "my.nets:wide", "pretrained": False, "weights": "my weights/w*?.pt"},
-            "linear-probe+network=my.nets-wide+pretrained=False+weights=w--.pt",
+            "linear-probe+network=wide+pretrained=False+weights=w--.pt",
         ),
         ({"weight_decay": 1e-05, "augment": ()}, "linear-probe+weight-decay=1e-05+augment="),
     ],
