@@ -34,7 +34,7 @@ def photos(tmp_path):
 
 
 def test_all_scripts_take_a_folder_of_ones_own(in_process, photos, tmp_path):
-    options = ["--data", photos, "--image-size", 24, "--dry-run", "--output-dir", "out"]
+    options = ["--data", "photos", "--image-size", 24, "--dry-run", "--output-dir", "out"]
     for name, more in SCRIPTS.items():
         done = in_process(name, *more, *options, "--threads", 1)
         assert done.returncode == 0, (name, done.stderr)
@@ -55,7 +55,7 @@ def test_all_scripts_take_a_folder_of_ones_own(in_process, photos, tmp_path):
 
 
 def test_images_that_take_too_much_memory_stay_in_a_file(in_process, photos, tmp_path):
-    options = ["--data", photos, "--image-size", 24, "--dry-run", "--memory", "0.01M"]
+    options = ["--data", "photos", "--image-size", 24, "--dry-run", "--memory", "0.01M"]
     in_memory = [each for each in options if each not in ("--memory", "0.01M")]
     for name in ("inspect_data.py", "train.py", "evaluate.py", "adversarial.py"):
         more = {
@@ -76,14 +76,14 @@ def test_images_that_take_too_much_memory_stay_in_a_file(in_process, photos, tmp
 @pytest.mark.parametrize("name", ["inspect_data.py", "train.py", "lr_sweep.py"])
 def test_a_damaged_image_is_named(in_process, photos, name):
     (photos / "boats/IMG 1.PNG").write_bytes((photos / "boats/IMG 1.PNG").read_bytes()[:99])
-    done = in_process(name, "--data", photos, "--image-size", 24, "--output-dir", "out")
+    done = in_process(name, "--data", "photos", "--image-size", 24, "--output-dir", "out")
     assert done.returncode == 2
     assert is_one_line(done.stderr, "boats/IMG 1.PNG: ", "--skip-damaged leaves such")
 
 
 def test_what_was_left_out_is_listed(in_process, photos, tmp_path):
     (photos / "boats/IMG 1.PNG").write_bytes(b"no image")
-    options = ["--data", photos, "--image-size", 24, "--output-dir", "out", "--skip-damaged"]
+    options = ["--data", "photos", "--image-size", 24, "--output-dir", "out", "--skip-damaged"]
     done = in_process("inspect_data.py", *options)
     assert done.returncode == 0, done.stderr
     assert "Left out, can't be read: 1: boats/IMG 1.PNG" in done.stdout

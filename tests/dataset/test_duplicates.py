@@ -196,3 +196,15 @@ def test_rows_describe_the_pairs():
         ("train", 0, "a.png", "car", "test", 2, "", "car", "near", "yes", 0.0123, ""),
         ("train", 2, "c.png", "cat", "test", 1, "", "car", "near", "", 0.05, "yes"),
     ]
+
+
+def test_images_of_another_size_are_compared_whole():
+    generator = torch.Generator().manual_seed(0)
+    small = torch.rand(6, 3, 6, 6, generator=generator)
+    images = (F.interpolate(small, 96, mode="bicubic").clamp(0, 1) * 255).to(torch.uint8)
+    images[1, :, :48, :48] = images[0, :, :48, :48]  # only a corner is the same
+    images[3] = images[2].flip(-1)
+    images[5] = images[4] // 2 + 40
+    images[5, :, :8, :8] = 0
+    found = {(pair.first, pair.second): pair.mirrored for pair in duplicates.within(images)}
+    assert found == {(2, 3): True, (4, 5): False}

@@ -266,6 +266,9 @@ def test_classes_that_are_too_small_are_named(photos, load):
         picture(7).save(photos / "twins" / name)
     with pytest.raises(InputError, match="class twins: all its images are near duplicates"):
         load(photos)
+    (photos / "twins/b.png").write_bytes(b"damaged")
+    with pytest.raises(InputError, match=r"class twins: 1 image.s., and the split .* least 2"):
+        load(photos, skip_damaged=True)
     for name in ("sea lion", "owl", "twins"):
         (photos / name).rename(photos / f".{name}")
     with pytest.raises(InputError, match="one class, boat; there must be two or more"):
@@ -343,10 +346,11 @@ def test_many_images_stay_in_a_file(photos, load):
         assert torch.equal(split.test.images[:], whole.test.images)
 
 
-def test_other_sources_are_resized(load):
+@pytest.mark.parametrize("size", [20, 48])
+def test_other_sources_are_resized(load, size):
     counts = {"train_counts": [3, 2, 2], "test_counts": [2, 1, 1]}
-    small, large = (load("synthetic", **counts, image_size=n) for n in (None, 48))
-    assert (small.image_size, large.image_size) == (32, 48)
-    for image, resized in zip(small.train.images, large.train.images, strict=True):
-        assert torch.equal(v2.Resize(48, antialias=True)(image), resized)
-    assert small.fingerprint != large.fingerprint
+    native, resized = (load("synthetic", **counts, image_size=n) for n in (None, size))
+    assert (native.image_size, resized.image_size) == (32, size)
+    for image, other in zip(native.train.images, resized.train.images, strict=True):
+        assert torch.equal(v2.Resize(size, antialias=True)(image), other)
+    assert native.fingerprint != resized.fingerprint
