@@ -19,14 +19,14 @@ def class_counts(
     available: Sequence[int],
     classes: Sequence[str],
     *,
-    is_exercise: bool,
+    is_cifar10: bool,
     dry_run: bool,
 ) -> list[int]:
     """Return how many images of each class to draw for a part, "train" or "test".
 
     requested: a number or "full" for each class; or a single "full", "exp:RATIO" or
-    "step:RATIO" for all of them; or None, the default: the reports' numbers for the classes of
-    the exercise, otherwise all images. available: the images of each class. In a dry run no
+    "step:RATIO" for all of them; or None, the default: the reports' numbers for three classes
+    of CIFAR-10, otherwise all images. available: the images of each class. In a dry run no
     number is larger than what there is. Raises InputError for a wrong number of counts, and for
     a class with too few images.
     """
@@ -35,6 +35,7 @@ def class_counts(
         first, other = DRY_RUN[part]
         requested = [first] + [other] * (len(classes) - 1)
     elif requested is None:
+        is_exercise = is_cifar10 and len(classes) == len(EXERCISE[part])
         requested = EXERCISE[part] if is_exercise else ["full"]
     kind, _, ratio = str(requested[0]).partition(":")
     if len(requested) == 1 and ratio:

@@ -62,7 +62,7 @@ def _draw_positions(
         requested,
         np.bincount(labels[labels >= 0], minlength=len(classes)).tolist(),
         classes,
-        is_exercise=source.is_exercise,
+        is_cifar10=source.is_cifar10,
         dry_run=request.dry_run,
     )
     # A larger draw of a class contains a smaller one, and does not depend on other classes.

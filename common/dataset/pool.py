@@ -80,8 +80,8 @@ class Source:
     classes. read: (file for images that take too much memory) -> Pool. has_files: whether its
     images are separate files. is_unsplit: whether it has no split into train and test of its
     own. is_presplit: its parts are a finished split, which is kept whole and in order.
-    is_exercise: whether its classes have the numbers of the reports by default. digest: the
-    SHA-256 of files that are never meant to change, or empty.
+    is_cifar10: whether it is CIFAR-10, or stands in for it. digest: the SHA-256 of files that
+    are never meant to change, or empty.
     """
 
     name: str
@@ -91,7 +91,7 @@ class Source:
     has_files: bool = False
     is_unsplit: bool = False
     is_presplit: bool = False
-    is_exercise: bool = False
+    is_cifar10: bool = False
     digest: str = ""
 
 

@@ -120,12 +120,7 @@ def cifar10(
         labels = {part: indices[np.array(parts[part].targets)] for part in PARTS}
         return Pool(labels, lambda part, positions: parts[part].data[positions])
 
-    return Source("CIFAR-10", "cifar10", classes, read, is_exercise=_is_exercise(classes))
-
-
-def _is_exercise(classes: tuple[str, ...]) -> bool:
-    """Return whether classes have the reports' numbers by default: as many as theirs."""
-    return len(classes) == len(DEFAULT_CLASSES)
+    return Source("CIFAR-10", "cifar10", classes, read, is_cifar10=True)
 
 
 def _unpack(datasets: ModuleType, root: Path, archive: Path, may_download: bool) -> None:
@@ -165,7 +160,7 @@ def synthetic_source(request: Request) -> Source:
     labels = {part: np.repeat(indices, SYNTHETIC_COUNTS[part]) for part in PARTS}
     name = "synthetic (drawings, not photographs)"
     pool = Pool(labels, draw_images)
-    return Source(name, key, classes, lambda _: pool, is_exercise=_is_exercise(classes))
+    return Source(name, key, classes, lambda _: pool, is_cifar10=True)
 
 
 def course_pickles(root: Path, request: Request) -> Source:

@@ -13,9 +13,9 @@ CLASSES = ("car", "truck", "cat")
 PLENTY = (5000, 5000, 5000)
 
 
-def counts(requested, available=PLENTY, part="train", is_exercise=False, dry_run=False):
+def counts(requested, available=PLENTY, part="train", is_cifar10=False, dry_run=False):
     return class_counts(
-        part, requested, available, CLASSES, is_exercise=is_exercise, dry_run=dry_run
+        part, requested, available, CLASSES, is_cifar10=is_cifar10, dry_run=dry_run
     )
 
 
@@ -45,9 +45,11 @@ def test_a_step_has_two_sizes():
 
 
 def test_defaults():
-    assert counts(None, is_exercise=True) == list(EXERCISE["train"])
+    assert counts(None, is_cifar10=True) == list(EXERCISE["train"])
     assert counts(None, (7, 5, 3)) == [7, 5, 3]
-    assert counts(["full"], (7, 5, 3), is_exercise=True) == [7, 5, 3]
+    four = class_counts("train", None, (7, 5, 3, 1), "abcd", is_cifar10=True, dry_run=False)
+    assert four == [7, 5, 3, 1]
+    assert counts(["full"], (7, 5, 3), is_cifar10=True) == [7, 5, 3]
     assert counts([4, "full", 1], (7, 5, 3)) == [4, 5, 1]
     assert counts(["exp:4"], (80, 90, 90)) == [80, 40, 20]
     assert counts(["step:2"], (80, 90, 90)) == [80, 40, 40]
