@@ -151,6 +151,17 @@ def test_several_checkpoints_have_a_file_each(in_process, checkpoint, photos, tm
     assert [row["file"] for row in one] == [str(photos / "z.bmp")]
 
 
+def test_a_folder_that_cannot_be_read_is_named(in_process, checkpoint, photos, monkeypatch):
+    # Tests may run as root, whom no permission stops.
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("common.dataset.image_files.os.scandir", refuse)
+    done = in_process("evaluate.py", "net.pt", "--predict", photos, "--output-dir", "o")
+    assert done.returncode == 2
+    assert is_one_line(done.stderr, f"--predict: {photos} can't be read (Permission denied)")
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -7,7 +7,6 @@ import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from functools import partial
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from tqdm import tqdm
 
 from common.dataset import CIFAR10_CLASSES, duplicates
 from common.dataset.class_counts import DRY_RUN
-from common.dataset.image_files import SIZE, SUFFIXES, DamagedImageError, read_images
+from common.dataset.image_files import SIZE, DamagedImageError, files_in, read_images
 from common.dataset.pool import (
     ALL,
     PARTS,
@@ -40,9 +39,8 @@ BLOCK = 256  # files to read at once
 def image_folder(root: Path, request: Request) -> Source:
     """Return the images in `root`/{train,test}/CLASS/ or, without a split, `root`/CLASS/.
 
-    Images are the files with SUFFIXES in a class's folder and the folders below it, by name;
-    hidden files and folders are left out. Without `request.classes` the classes are those of
-    the folder, the largest first; but a folder with CIFAR-10's classes, and its split, is
+    Images are the `files_in` a class's folder. Without `request.classes` the classes are those
+    of the folder, the largest first; but a folder with CIFAR-10's classes, and its split, is
     CIFAR-10. The key of the source holds the size and the times of each file: a changed file is
     noticed, also one that is not drawn. Raises InputError for classes that are missing or too
     small, and for a file of groups that can't be used.
@@ -92,7 +90,7 @@ def is_split(root: Path) -> bool:
 
 def has_classes(root: Path) -> bool:
     """Return whether a folder has a folder with images in it."""
-    return any(next(_images(root / name), None) for name in _subfolders(root))
+    return any(next(files_in(root / name), None) for name in _subfolders(root))
 
 
 def _subfolders(folder: Path) -> list[str]:
@@ -102,21 +100,8 @@ def _subfolders(folder: Path) -> list[str]:
     return sorted(name for name in found if not name.startswith("."))
 
 
-def _images(folder: Path | str) -> Iterator[os.DirEntry]:
-    """Yield the image files in a folder and the folders below it."""
-    for entry in sorted(os.scandir(folder), key=attrgetter("name")):
-        if entry.name.startswith("."):  # such as macOS's ._photo.jpg
-            continue
-        if entry.is_dir(follow_symlinks=False):
-            yield from _images(entry.path)
-        elif entry.is_symlink() and os.path.isdir(entry.path):  # may lead anywhere, or round
-            raise InputError(f"{entry.path}: a link to a folder; put the folder itself there")
-        elif entry.name.lower().endswith(SUFFIXES):
-            yield entry
-
-
 def _largest_first(folder: Path, names: Sequence[str]) -> tuple[str, ...]:
-    sizes = {name: sum(1 for _ in _images(folder / name)) for name in names}
+    sizes = {name: sum(1 for _ in files_in(folder / name)) for name in names}
     return tuple(sorted(sizes, key=lambda name: (-sizes[name], name)))
 
 
@@ -126,7 +111,9 @@ Entries = list[tuple[os.DirEntry, int]]  # files, and the labels of their classe
 def _entries(folder: Path, classes: Sequence[str]) -> Entries:
     """Return the image files of the classes in a folder, by class and name."""
     entries = [
-        (entry, label) for label, name in enumerate(classes) for entry in _images(folder / name)
+        (entry, label)
+        for label, name in enumerate(classes)
+        for entry in files_in(folder / name)
     ]
     for entry, _ in entries:
         if not entry.is_file():

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,23 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 MAX_BYTES = 4 << 20  # of 32x32 pixels: some KB, and a colour profile for print of up to 3 MB
 MAX_PHOTOGRAPH_BYTES = 1 << 28
 MAX_PIXELS = 100_000_000  # of a photograph; in memory 0.3 GB
+
+
+def files_in(folder: Path | str) -> Iterator[os.DirEntry]:
+    """Yield the image files in a folder and the folders below it, by name.
+
+    Hidden files and folders are left out. Raises InputError for a link to a folder, which may
+    lead anywhere, or round, and OSError for a folder that can't be read.
+    """
+    for entry in sorted(os.scandir(folder), key=attrgetter("name")):
+        if entry.name.startswith("."):  # such as macOS's ._photo.jpg
+            continue
+        if entry.is_dir(follow_symlinks=False):
+            yield from files_in(entry.path)
+        elif entry.is_symlink() and os.path.isdir(entry.path):
+            raise InputError(f"{entry.path}: a link to a folder; put the folder itself there")
+        elif entry.name.lower().endswith(SUFFIXES):
+            yield entry
 
 
 class DamagedImageError(InputError):

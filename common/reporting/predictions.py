@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from common.dataset.image_files import SUFFIXES, DamagedImageError, read_images
+from common.dataset.image_files import SUFFIXES, DamagedImageError, files_in, read_images
 from common.errors import InputError
 from common.files import atomic_write
 from common.metrics.probabilities import softmax
@@ -47,15 +47,15 @@ class Predictions:
 def find_images(given: Sequence[Path]) -> list[Path]:
     """Return the files that are given, and the image files in the given folders, sorted.
 
-    Folders are searched at any depth; hidden files and folders in them are left out. Raises
-    InputError for a path that does not exist, and for a folder without image files.
+    Those of a folder are its `image_files.files_in`. Raises InputError for a path that does not
+    exist, for a folder without image files, and for one that can't be read.
     """
     found: list[Path] = []
     for path in given:
         if os.path.isfile(path):
             found.append(path)
         elif os.path.isdir(path):
-            in_folder = sorted(_image_files(path))
+            in_folder = _files_in(path)
             if not in_folder:
                 kinds = ", ".join(suffix[1:] for suffix in SUFFIXES)
                 raise InputError(f"--predict: {path}: no image files in it ({kinds})")
@@ -65,12 +65,13 @@ def find_images(given: Sequence[Path]) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
-def _image_files(folder: Path) -> Iterator[Path]:
-    for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in names:
-            if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES:
-                yield Path(parent, name)
+def _files_in(folder: Path) -> list[Path]:
+    try:
+        return [Path(entry.path) for entry in files_in(folder)]
+    except OSError as error:
+        raise InputError(
+            f"--predict: {error.filename} can't be read ({error.strerror}); make it readable"
+        ) from None
 
 
 def save_predictions(
