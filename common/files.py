@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import glob
 import hashlib
+import io
 import json
 import os
 import platform
@@ -20,6 +21,7 @@ from typing import Any
 from common.errors import InputError, OutputError
 
 ROOT = Path(__file__).resolve().parent.parent
+MOST_TABLE_BYTES = 2**28  # of a CSV file: far more than a row for each of a million images
 LIBRARIES = ("torch", "torchvision", "numpy", "scikit-learn", "imbalanced-learn")
 
 
@@ -164,6 +166,25 @@ def save_table(path: Path, rows: Sequence[dict[str, Any]], columns: Sequence[str
         writer.writeheader()
         writer.writerows(rows)
     return path
+
+
+def read_table(path: Path, most_bytes: int = MOST_TABLE_BYTES) -> list[tuple[int, list[str]]]:
+    """Return the number and the cells of each line of a CSV file that is not empty.
+
+    The file is in UTF-8, with or without the byte order mark that a spreadsheet adds. Raises
+    InputError for a file that is missing, no CSV file, or larger than `most_bytes`.
+    """
+    require_regular(path)
+    try:
+        if path.stat().st_size > most_bytes:
+            raise InputError(f"{path}: larger than any such table ({most_bytes >> 20} MB)")
+        text = path.read_bytes().decode("utf-8-sig")
+        reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+        return [(reader.line_num, cells) for cells in reader if cells]
+    except OSError as error:
+        raise InputError(f"{path}: can't be read ({_reason(error)})") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: not a CSV file ({error}); save it as CSV in UTF-8") from None
 
 
 def save_result(

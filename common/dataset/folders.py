@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
@@ -28,7 +27,7 @@ from common.dataset.pool import (
 from common.dataset.stored_images import Images, gather
 from common.dataset.stratified import connected_groups, hold_out
 from common.errors import InputError
-from common.files import require_regular
+from common.files import read_table
 from common.terminal import printable
 
 TEST_SHARE = 0.2
@@ -171,27 +170,20 @@ def _read_groups(
     """Return pairs of positions of files that the CSV file `path` puts into one group."""
     if path is None:
         return []
-    require_regular(path)
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, strict=True)
-            columns = reader.fieldnames
-            rows = [(reader.line_num, row) for row in reader] if columns else []
-    except (OSError, ValueError, csv.Error) as error:
-        raise InputError(f"--groups {path}: no CSV file ({error}); save it as CSV") from None
-    if sorted(columns or ()) != GROUPS_COLUMNS:
-        unknown = ", ".join(map(printable, columns or ["none"]))
+    (_, columns), *lines = read_table(path) or [(1, ["none"])]
+    if sorted(columns) != GROUPS_COLUMNS:
+        unknown = ", ".join(map(printable, columns))
         raise InputError(
             f"--groups {path}: its columns are {unknown}; they must be file, group"
         )
     position_of = {name: i for i, name in enumerate(_files(root, entries))}
     first: dict[str, int] = {}
     pairs = []
-    for line, row in rows:
+    for line, cells in lines:
         where = f"--groups {path}, line {line}"
-        name, group = row["file"], row["group"]
-        if not name or not group or None in row:
+        if len(cells) != 2 or not all(cells):
             raise InputError(f"{where}: must have a file and a group")
+        name, group = (cells[columns.index(column)] for column in GROUPS_COLUMNS)
         if not os.path.lexists(root / name):
             raise InputError(f"{where}: {root} has no file {printable(name)}")
         i = position_of.get(printable(name))

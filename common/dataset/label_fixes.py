@@ -1,8 +1,6 @@
 """Label fixes: the file of suspect labels, with the decisions of the user."""
 
-import csv
 import hashlib
-import io
 import json
 import math
 import re
@@ -13,7 +11,7 @@ from typing import NamedTuple
 
 from common.dataset.split import Split
 from common.errors import InputError
-from common.files import require_regular, save_table
+from common.files import read_table, save_table
 
 # The columns of data/label_suspects.csv. `data` is the fingerprint of the audited train images
 # and labels; every row has it, so that sorting or filtering in a spreadsheet keeps it. `check`
@@ -119,14 +117,7 @@ def _read_rows(path: Path) -> list[tuple[str, Suspect, str]]:
     Raises InputError for a row that is not as written, but for its decision, and for a second
     row of an image.
     """
-    require_regular(path)
-    try:
-        text = path.read_bytes().decode("utf-8-sig")  # a spreadsheet adds a BOM
-        reader = csv.reader(io.StringIO(text, newline=""))
-        header, *lines = [(reader.line_num, row) for row in reader if row] or [(1, [])]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: can't be read ({error})") from None
-    names = header[1]
+    (_, names), *lines = read_table(path) or [(1, [])]
     missing = [name for name in COLUMNS if name not in (*names, *OPTIONAL_COLUMNS)]
     if missing:
         raise InputError(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +11,7 @@ import numpy as np
 from sklearn.metrics import confusion_matrix
 
 from common.errors import InputError
-from common.files import require_regular
+from common.files import read_table
 from common.metrics.intervals import interval, row_draws, scores_and_intervals
 
 MOST_COST = 1e9
@@ -103,15 +101,7 @@ def read_costs(path: Path, classes: Sequence[str]) -> np.ndarray:
     The first line names the decided classes after one cell of any content, each other line
     begins with its true class. Raises InputError for another content.
     """
-    require_regular(path)
-    if path.stat().st_size > MOST_BYTES:
-        raise InputError(f"{path}: larger than any table of costs")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        lines = [line for line in csv.reader(io.StringIO(text), strict=True) if line]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: not a CSV file of costs ({error})") from None
-    cells = [[cell.strip() for cell in line] for line in lines]
+    cells = [[cell.strip() for cell in line] for _, line in read_table(path, MOST_BYTES)]
     header = cells[0][1:] if cells else []
     if sorted(header) != sorted(classes):
         raise InputError(

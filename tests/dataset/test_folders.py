@@ -211,6 +211,8 @@ def test_images_of_a_group_stay_on_one_side(photos, load, tmp_path):
         ([("boat/none.png", "a")], ("file", "group"), "line 2: .* has no file boat/none.png"),
         ([("", "a")], ("file", "group"), "line 2: must have a file and a group"),
         ([("boat/1.png",)], ("file", "group"), "line 2: must have a file and a group"),
+        ([("boat/1.png", "a", "b")], ("file", "group"), "line 2: must have a file and a group"),
+        ([("a", "boat/1.png")], ("group", "file", "file"), "they must be file, group"),
         (
             [("boat/1.png", "a"), ("owl/1.png", "a")],
             ("file", "group"),
@@ -222,6 +224,23 @@ def test_groups_that_cannot_be_used_are_named(photos, load, tmp_path, rows, colu
     path = write_groups(tmp_path / "groups.csv", rows, columns)
     with pytest.raises(InputError, match=rf"--groups .*groups\.csv.*{words}"):
         load(photos, groups=path)
+
+
+def test_the_columns_of_groups_come_in_any_order(photos, load, tmp_path):
+    files = both_parts(load(photos))[:6]
+    rows = [(name, "trip") for name in files if name.startswith("boat")]
+    path = write_groups(tmp_path / "groups.csv", rows)
+    turned = write_groups(tmp_path / "turned.csv", [r[::-1] for r in rows], ("group", "file"))
+    assert load(photos, groups=path).test_files == load(photos, groups=turned).test_files
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b'file,group\n"boat/1.png,a\n'])
+def test_groups_that_are_no_table_are_named(photos, load, tmp_path, content):
+    (tmp_path / "groups.csv").write_bytes(content)
+    with pytest.raises(InputError, match=r"groups\.csv: (its columns are none|not a CSV file)"):
+        load(photos, groups=tmp_path / "groups.csv")
+    with pytest.raises(InputError, match=r"none\.csv: can't be read"):
+        load(photos, groups=tmp_path / "none.csv")
 
 
 def test_other_sizes_are_refused_without_the_option(photos, load):

@@ -127,7 +127,7 @@ def test_costs_are_read_by_their_names(tmp_path):
         ("true,car,truck,cat\ncar,0,1,1\ntruck,2,0,1e99\ncat,1,1,0\n", "at most 1e+09"),
         ("true,car,truck,cat\ncar,0,much,1\ntruck,2,0,1\ncat,1,1,0\n", "'much'"),
         ('true,car,truck,cat\ncar,"0,1,1\n', "not a CSV file"),
-        ("x" * 2**21, "larger than any table"),
+        ("x" * 2**21, "larger than any such table (1 MB)"),
     ],
 )
 def test_other_files_of_costs_are_refused_in_one_line(tmp_path, content, words):
