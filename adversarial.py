@@ -143,7 +143,7 @@ if __name__ == "__main__":
     add("--target", type=options.text, metavar="CLASS",
         help="target of all optimised noise (default: each image's next class)")
     add("--pairs", nargs="+", type=options.text, metavar="TRUE:TARGET",
-        help="pairs in the figure of optimised noise (default: the first class to the next 7)")
+        help="pairs in the figure of optimised noise (default: the first class to others)")
     add("--epsilon", type=epsilon, metavar="E", default=16,
         help="bound of the universal noise, in 1/255 (default: %(default)s)")
     options.add_network(parser)

@@ -98,8 +98,11 @@ def predict_files(args):
     """Print and save what each checkpoint says of image files, without a data set."""
     alone = ("prior", "cost", "ensemble", "export")
     useless = [f"--{name}" for name in alone if getattr(args, name)]
-    for option in useless + options.typed_options(args, ["images"]):
-        raise InputError(f"--predict: loads no data set, {option} does nothing; leave it out")
+    useless += options.typed_options(args, options.add_images)
+    if useless:
+        raise InputError(
+            f"--predict: loads no data set, {useless[0]} does nothing; leave it out"
+        )
 
     from common.networks.checkpoint import load_checkpoints
     from common.reporting.predictions import find_images, predictions_text, save_predictions

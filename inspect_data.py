@@ -57,7 +57,7 @@ def main(args):
 
     seconds = 0 if args.dry_run else advice.MEASURED_SECONDS
     advised = advice.advise(split, device, seconds)
-    own = (options.typed_options(args, [group]) for group in ("images", "run"))
+    own = (options.typed_options(args, add) for add in (options.add_images, options.add_run))
     print(f"\n{advice_text(advised, str(device), *own)}", flush=True)
 
     folder = root / "figures"

@@ -136,6 +136,13 @@ def class_share(text: str) -> tuple[str, float]:
 def make_parser(description: str) -> Parser:
     """Return a parser with the options that all scripts share."""
     parser = Parser(description)
+    add_images(parser)
+    add_run(parser)
+    return parser
+
+
+def add_images(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say which images a script works on."""
     add = parser.add_argument_group("images").add_argument
     # fmt: off
     add("--data", type=text, metavar="SOURCE", help=SOURCES)
@@ -177,7 +184,13 @@ def make_parser(description: str) -> Parser:
     add("--accept-above", type=number(float, least=0, most=1), metavar="P",
         help="accept also the suspects of --label-fixes that have no decision and at least"
         " this confidence, such as 0.9 (default: none)")
+    # fmt: on
+
+
+def add_run(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say how and where a script runs."""
     add = parser.add_argument_group("run").add_argument
+    # fmt: off
     add("--seed", type=SEED, default=0, metavar="N",
         help="seed of weights, order, dropout and augmentation (default: %(default)s)")
     add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto",
@@ -191,7 +204,6 @@ def make_parser(description: str) -> Parser:
         help="run everything on a handful of images, without a download (default:"
         " off)")
     # fmt: on
-    return parser
 
 
 def add_training(parser: argparse.ArgumentParser) -> None:
@@ -278,22 +290,22 @@ def chosen_recipes(names: list[str], args: argparse.Namespace) -> dict[str, Reci
 
 
 def typed_options(
-    args: argparse.Namespace, groups: Sequence[str], words: Sequence[str] | None = None
+    args: argparse.Namespace,
+    add_options: Callable[[argparse.ArgumentParser], None],
+    words: Sequence[str] | None = None,
 ) -> list[str]:
-    """Return the options of these groups of `make_parser`, as they were typed.
+    """Return the options of `add_images` or `add_run` as they were typed.
 
     Those that have their default values are left out. words: the command line's.
     """
     words = sys.argv[1:] if words is None else words
-    parser = make_parser("")
-    defaults = parser.parse_args([])
+    parser = Parser("")
+    add_options(parser)
     typed = []
-    for group in parser._action_groups:
-        for action in group._group_actions if group.title in groups else ():
-            option = action.option_strings[-1]
-            at = [i for i, word in enumerate(words) if word.partition("=")[0] == option]
-            if not at or getattr(args, action.dest) == getattr(defaults, action.dest):
-                continue
+    for name, default in vars(parser.parse_args([])).items():
+        option = f"--{option_name(name)}"
+        at = [i for i, word in enumerate(words) if word.partition("=")[0] == option]
+        if at and getattr(args, name) != default:
             values = itertools.takewhile(lambda word: word[:2] != "--", words[at[-1] + 1 :])
             typed += [words[at[-1]], *values]
     return typed

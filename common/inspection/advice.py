@@ -16,7 +16,7 @@ from common.networks.build import build, torch_seed
 from common.training.fit import flush_denormals, train_steps
 from common.training.optimization import make_optimizer, make_scheduler
 from common.training.progress import Generators, TrainingState
-from common.training.recipes import BEST
+from common.training.recipes import BEST, RECIPES
 
 RECALL = 0.8  # assumed, of every class
 WIDEST = 0.2  # interval of a recall that still says something
@@ -24,7 +24,7 @@ BALANCED, MILD = 1.5, 3.0  # imbalance ratios up to which no remedy, or a mild o
 SMALL_CLASS = 100  # train images, from which a network can learn a class's features
 PRETRAINED_SIZE = 64  # pixels, from which features learned on 224x224 pixels are of use
 SMALL_SET = 2000  # train images in all
-NEIGHBOURS = 5  # of SMOTE, which draws between an image and one of them
+NEIGHBOURS = RECIPES["smote"].neighbours
 RAREST = 50  # images of each class that random-under must leave
 MOST_SUITED, MOST_UNSUITED = 4, 2  # recipes to name
 MEASURED_SECONDS = 2.0
@@ -51,7 +51,10 @@ class Facts(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """A recipe, when the rule applies, and the reason: a template of the fields of Facts."""
+    """A recipe, when the rule applies, and the reason: a template of the fields of Facts.
+
+    In the template `few` is SMALL_CLASS, and `neighbours` is NEIGHBOURS.
+    """
 
     recipe: str
     applies: Callable[[Facts], bool]
@@ -63,7 +66,7 @@ SUITED = (
     Rule(
         "linear-probe",
         lambda facts: facts.small > 0 and facts.size >= PRETRAINED_SIZE,
-        "{small} of {classes} classes have fewer than 100 train images, too few to learn"
+        "{small} of {classes} classes have fewer than {few} train images, too few to learn"
         " features from; it takes features learned on ImageNet and trains the last layer alone"
         " (downloads its weights once)",
     ),
@@ -92,7 +95,7 @@ SUITED = (
     Rule(
         "linear-probe",
         lambda facts: facts.small > 0 or facts.images < SMALL_SET,
-        "{images:,} train images, {small} of {classes} classes with fewer than 100, are few to"
+        "{images:,} train images, {small} of {classes} classes with fewer than {few}, are few to"
         " learn features from; but those learned on ImageNet need larger images than"
         " {size} x {size}: add --image-size 128",
     ),
@@ -112,7 +115,8 @@ UNSUITED = (
     Rule(
         "smote",
         lambda facts: facts.fewest <= NEIGHBOURS and facts.ratio > BALANCED,
-        "draws between an image and its 5 nearest neighbours; {smallest} has {fewest} images",
+        "draws between an image and its {neighbours} nearest neighbours; {smallest} has"
+        " {fewest} images",
     ),
     Rule(
         "smote",
@@ -187,10 +191,11 @@ def facts_of(split: Split) -> Facts:
 
 def apply(rules: Sequence[Rule], facts: Facts) -> list[tuple[str, str]]:
     """Return (recipe, reason) of the rules that apply, in their order, each recipe once."""
+    values = facts._asdict() | {"few": SMALL_CLASS, "neighbours": NEIGHBOURS}
     found: dict[str, str] = {}
     for rule in rules:
         if rule.recipe not in found and rule.applies(facts):
-            found[rule.recipe] = rule.reason.format(**facts._asdict())
+            found[rule.recipe] = rule.reason.format(**values)
     return list(found.items())
 
 

@@ -26,7 +26,7 @@ from common.reporting.figures import spread
 from common.reporting.tables import shorten
 
 MOST_ROWS = 8  # classes in a figure of pictures
-MOST_PAIRS = 5  # classes with two pictures each in one row
+MOST_TWICE = 5  # classes with two pictures each in one row
 Cell = tuple[torch.Tensor, str]  # a picture (3, S, S) and its title
 
 
@@ -116,10 +116,10 @@ def universal_rows(
 ) -> dict[str, list[Cell]]:
     """Return each noise, and the first two test images of each class with it.
 
-    Of more than MOST_PAIRS classes one image of each, at most of MOST_ROWS.
+    Of more than MOST_TWICE classes one image of each, at most of MOST_ROWS.
     """
     images, labels = subject.test
-    n = 2 if len(subject.classes) <= MOST_PAIRS else 1
+    n = 2 if len(subject.classes) <= MOST_TWICE else 1
     shown = spread(len(subject.classes), MOST_ROWS)
     at = torch.cat([(labels == k).nonzero().flatten()[:n] for k in shown])
     x, true = images[at], [shorten(subject.classes[k], 12) for k in labels[at]]

@@ -62,7 +62,7 @@ COMMANDS = [
 def test_the_next_command_repeats_the_users_options(typed, command, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["inspect_data.py", *typed])
     args = options.make_parser("").parse_args(typed)
-    own = [options.typed_options(args, [group]) for group in ("images", "run")]
+    own = [options.typed_options(args, add) for add in (options.add_images, options.add_run)]
     assert next_command(advice_of([]), *own) == command
     # What is pasted means the same images.
     words = [
