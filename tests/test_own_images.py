@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import is_one_line
+from conftest import REAL_IMAGES, is_one_line
 from PIL import Image
+
+from common.dataset import CIFAR10_CLASSES
 
 NAMES = ("sea lions", "Möwen", "boats", "piers")
 SCRIPTS = {
@@ -31,6 +34,75 @@ def photos(tmp_path):
             image = small.resize((24 + 11 * i % 67, 30 + 7 * i % 61), Image.Resampling.BICUBIC)
             image.save(folder / f"IMG {i}.{('jpg', 'PNG', 'webp', 'bmp', 'gif')[i % 5]}")
     return tmp_path / "photos"
+
+
+# What turns an image so that the orientation in its EXIF data turns it back.
+TURNED = {
+    3: Image.Transpose.ROTATE_180,
+    6: Image.Transpose.ROTATE_90,
+    8: Image.Transpose.ROTATE_270,
+}
+COUNTS = (400, 300, 230, 170, 120, 90, 65, 45, 30, 20)
+
+
+@pytest.fixture
+def real_photos(tmp_path):
+    """Photographs of ten classes, as a user's folder might hold them.
+
+    Twenty to 400 of each class, of 64 to 200 pixels, in several formats and colour modes, some
+    of them turned, with names and folders of all kinds, and no split.
+    """
+    if not REAL_IMAGES:
+        pytest.skip("needs real images: set CIFAR10_DIR to a CIFAR-10 folder")
+    rng = np.random.default_rng(0)
+    root = tmp_path / "My photos (2024)"
+    for name, n in zip(CIFAR10_CLASSES, COUNTS, strict=True):
+        files = sorted(Path(REAL_IMAGES, "train", name).iterdir())[:n]
+        for i, file in enumerate(files):
+            folder = root / f"{name} \u732b" / ("", "summer/2023", "IMG_ 01")[i % 3]
+            folder.mkdir(parents=True, exist_ok=True)
+            with Image.open(file) as image:
+                size = rng.integers(64, 201, 2).tolist()
+                image = image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+            _save(image, folder / f"{('IMG_', 'photo ', 'DSC', 'фото-')[i % 4]}{i}", i % 9)
+    (root / ".DS_Store").write_bytes(b"macOS")
+    (root / "notes.txt").write_text("mine")
+    return root
+
+
+def _save(image, path, kind):
+    """Save an image in one of nine ways."""
+    endings = ["png", "webp", "BMP", "tiff", "gif", "jpeg", "jpg", "JPG", "png"]
+    path = path.with_name(f"{path.name}.{endings[kind]}")
+    if kind == 7:
+        orientation = (3, 6, 8)[image.width % 3]
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        image.transpose(TURNED[orientation]).save(path, exif=exif)
+    else:
+        image.convert({5: "CMYK", 6: "L", 8: "RGBA"}.get(kind, "RGB")).save(path)
+
+
+def test_photographs_of_ones_own_go_through_all_scripts(in_process, real_photos, tmp_path):
+    options = ["--data", real_photos.name, "--image-size", 40, "--output-dir", "out"]
+    commands = {
+        "inspect_data.py": [],
+        "train.py": ["original", "sampler", "--epochs", 1, "--batch-size", 16],
+        "evaluate.py": ["out/models/original+epochs=1+batch-size=16.pt"],
+        "lr_sweep.py": ["--epochs", 1, "--batch-size", 16, "--learning-rates", 0.001, 0.01],
+        "adversarial.py": [
+            "out/models/original+epochs=1+batch-size=16.pt", "--images", 4, "--noise-steps", 3,
+            "--steps", 2, "--epsilons", 0, 8, "--universal-steps", 2,
+        ],
+    }  # fmt: skip
+    for name, more in commands.items():
+        done = in_process(name, *more, *options)
+        assert done.returncode == 0, (name, done.stderr)
+        assert max(map(len, done.stdout.splitlines())) <= 80, name
+    data = json.loads((tmp_path / "out/figures/inspect_data.json").read_text())["data"]
+    assert data["train_counts"] == [round(0.8 * n) for n in COUNTS]
+    assert data["test_counts"] == [round(0.2 * n) for n in COUNTS]
+    assert data["classes"] == [f"{name} \u732b" for name in CIFAR10_CLASSES]
 
 
 def test_all_scripts_take_a_folder_of_ones_own(in_process, photos, tmp_path):

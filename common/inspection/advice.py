@@ -95,8 +95,8 @@ SUITED = (
     Rule(
         "linear-probe",
         lambda facts: facts.small > 0 or facts.images < SMALL_SET,
-        "{images:,} train images, {small} of {classes} classes with fewer than {few}, are few to"
-        " learn features from; but those learned on ImageNet need larger images than"
+        "{images:,} train images, {small} of {classes} classes with fewer than {few}, are few"
+        " to learn features from; but those learned on ImageNet need larger images than"
         " {size} x {size}: add --image-size 128",
     ),
     Rule(
