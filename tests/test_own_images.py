@@ -97,7 +97,7 @@ def test_photographs_of_ones_own_go_through_all_scripts(in_process, real_photos,
     }  # fmt: skip
     for name, more in commands.items():
         done = in_process(name, *more, *options)
-        assert done.returncode == 0, (name, done.stderr)
+        assert (done.returncode, done.stderr) == (0, ""), name
         assert max(map(len, done.stdout.splitlines())) <= 80, name
     data = json.loads((tmp_path / "out/figures/inspect_data.json").read_text())["data"]
     assert data["train_counts"] == [round(0.8 * n) for n in COUNTS]

@@ -6,6 +6,7 @@ that draws a figure saves it as a PNG at `path` and returns `path`.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from textwrap import wrap
@@ -49,7 +50,9 @@ def save(figure: Figure, path: Path) -> Path:
     """
     for text in figure.findobj(Text):
         text.set_parse_math(False)
-    with atomic_write(path) as temporary:
+    with atomic_write(path) as temporary, warnings.catch_warnings():
+        # A letter that the font lacks is drawn as a box; a warning for each helps nobody.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure.savefig(temporary)
     return path
 

@@ -1,6 +1,7 @@
 """Every figure: its source, its n, nothing clipped, and the values that it shows."""
 
 import itertools
+import warnings
 
 import numpy as np
 import pytest
@@ -541,3 +542,10 @@ def test_long_titles_neither_overlap_nor_leave_the_figure(draw):
     boxes = boxes_of_texts(draw(contact_sheets.duplicates_figure, long_rows, PAIRS_SPLIT))
     for k, box in enumerate(boxes):
         assert not any(box.overlaps(other) for other in boxes[:k])
+
+
+def test_letters_that_the_font_lacks_bring_no_warning(tmp_path):
+    counts = {"train": [3, 4], "test": [1, 2]}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        data_figures.class_counts(tmp_path / "a.png", counts, ["\u732b", "dog"], "photos")
