@@ -26,9 +26,9 @@ def class_counts(
 
     requested: a number or "full" for each class; or a single "full", "exp:RATIO" or
     "step:RATIO" for all of them; or None, the default: the reports' numbers for three classes
-    of CIFAR-10, otherwise all images. available: the images of each class. In a dry run no
-    number is larger than what there is. Raises InputError for a wrong number of counts, and for
-    a class with too few images.
+    of CIFAR-10, otherwise all images. available: the images of each class. In a dry run each
+    number is at least 1, and at most the images that there are. Raises InputError for a wrong
+    number of counts, and for a class with too few images.
     """
     option = f"--{part}-counts"
     if requested is None and dry_run:

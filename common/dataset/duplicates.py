@@ -141,9 +141,9 @@ def _digests(images: Images) -> Iterator[bytes]:
 def _reduced(images: Images) -> np.ndarray:
     """Return images (N, 3, S, S), at most SEARCH_SIZE wide, as uint8 in NumPy.
 
-    In NumPy, because the check consists of thousands of short steps, and on busy cores the
-    threads of torch waited for each other at every step (8 times as long, measured beside
-    trainings).
+    The search goes on in NumPy, because the check consists of thousands of short steps, and on
+    busy cores the threads of torch waited for each other at every step (8 times as long,
+    measured beside trainings).
     """
     size = min(images.shape[-1], SEARCH_SIZE)
     reduced = np.empty((len(images), 3, size, size), np.uint8)

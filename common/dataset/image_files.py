@@ -83,7 +83,7 @@ def read_images(
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep PIL's warnings back within the block; what is refused is refused in one line."""
+    """Silence PIL's warnings within the block: a file that can't be used is one line anyway."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -34,7 +34,10 @@ class RunsTest(NamedTuple):
 
 
 class Moments(NamedTuple):
-    """Mean and variance of each image's channels in [0, 1], float64 (N, 3); pixels: H W."""
+    """Mean and variance of each image's channels in [0, 1], both float64 (N, 3).
+
+    pixels: H * W, the values that each mean is taken over.
+    """
 
     mean: torch.Tensor
     variance: torch.Tensor
@@ -48,7 +51,7 @@ def moments(images: Images, device: torch.device | str = "cpu") -> Moments:
     for k, block in enumerate(images.split(BLOCK)):
         x = to_pixel_space(block.to(device)).flatten(2)
         mean_of_block = x.mean(2)
-        # Not torch.var_mean, which takes several times as long.
+        # torch.var_mean took 4 times as long at 128 pixels, and more at 32 (Intel Xeon, AMX).
         variance_of_block = (x - mean_of_block[..., None]).square_().mean(2)
         rows = slice(k * BLOCK, (k + 1) * BLOCK)
         mean[rows], variance[rows] = mean_of_block.cpu(), variance_of_block.cpu()
