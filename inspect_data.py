@@ -104,10 +104,11 @@ def audit_labels(args, device, split, root):
     """Audit the labels and print the result; return suspects, numbers to save, and files."""
     from common.inspection import label_audit
     from common.reporting.audit import report_audit
+    from common.training.cross_validation import out_of_fold
 
     classes, labels = split.classes, split.train.labels.numpy()
     recipe = replace(label_audit.RECIPE, epochs=1) if args.dry_run else label_audit.RECIPE
-    logits = label_audit.out_of_fold(
+    logits = out_of_fold(
         split.train, split.train_fingerprint, recipe, folds=label_audit.FOLDS, classes=classes,
         seed=args.seed, device=device, cache=ROOT / "data",
         **options.share_cores(args, device, label_audit.FOLDS),
