@@ -60,6 +60,8 @@ def test_every_field_has_an_option(name):
         "frozen": ["--network", "torchvision:resnet18", "--pretrained"],
         "loss": needs.get(values[0] if values else "", []),
         "sampler_weights": ["--sampler", "weighted"],
+        "sam_class_weighted": ["--sam", "0.05"],
+        "crt_loss": ["--post-hoc", "crt"],
     }.get(name, [])
     recipe = chosen(flag, *values, *extra)["original"]
     assert getattr(recipe, name) != field.default

@@ -11,24 +11,27 @@ function of the user's returns, "MODULE:FUNCTION". Only the latter may have the 
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Architecture(NamedTuple):
-    """The module and class of a network, and which arguments a recipe may set.
+    """The module and class of a network, and which arguments it takes beside those of all.
 
-    The module is imported only when a network is built, so that `--help` stays fast.
+    new: the arguments of every new network, where its class has another default: checkpoints of
+    earlier versions, which lack them, are rebuilt as they were. The module is imported only
+    when a network is built, so that `--help` stays fast.
     """
 
     module: str
     name: str
     options: tuple[str, ...] = ()
+    new: dict[str, Any] = {}
 
 
 # To add a network: a module in this folder, and one line here.
 ARCHITECTURES = {
     "simple-cnn": Architecture("simple_cnn", "SimpleCNN", options=("image_size",)),
-    "resnet9": Architecture("resnet9", "ResNet9", options=("width",)),
+    "resnet9": Architecture("resnet9", "ResNet9", ("width", "early_pool"), {"early_pool": True}),
 }
 TORCHVISION = "torchvision:"
 IDENTIFIER = r"[^\W\d]\w{0,99}"
@@ -60,3 +63,8 @@ def argument_names(architecture: str) -> tuple[str, ...]:
     if architecture in ARCHITECTURES:
         return ARCHITECTURES[architecture].options
     return ("image_size",) if is_function(architecture) else ()
+
+
+def new_arguments(architecture: str) -> dict[str, Any]:
+    """Return the arguments that new networks have, and those of earlier versions lack."""
+    return dict(ARCHITECTURES[architecture].new) if architecture in ARCHITECTURES else {}

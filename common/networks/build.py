@@ -59,8 +59,8 @@ def build(architecture: str, arguments: dict[str, Any], seed: int = 0) -> nn.Mod
 
 def _network_class(architecture: str) -> Callable[..., nn.Module]:
     if architecture in ARCHITECTURES:
-        module, name, _ = ARCHITECTURES[architecture]
-        return getattr(import_module(f"common.networks.{module}"), name)
+        known = ARCHITECTURES[architecture]
+        return getattr(import_module(f"common.networks.{known.module}"), known.name)
     # These two take from this module.
     if is_torchvision(architecture):
         from common.networks.torchvision_networks import torchvision_network

@@ -107,7 +107,7 @@ def _is_argument(name: str, value: Any, classes: int, image_size: int) -> bool:
             return type(value) is int and value == classes
         case "classifier":
             return value in ("linear", "cosine")
-        case "flip_average":
+        case "flip_average" | "early_pool":
             return type(value) is bool
         case "logit_offset":
             return value is None or (

@@ -24,8 +24,9 @@ def assumed_shares(recipe: Recipe, counts: torch.Tensor) -> torch.Tensor:
 
     where draw_k is the class's share of the draws of the last epoch, w_k its weight in the
     loss, and tau the strength of logit adjustment, in training or after it; 0 without.
-    Resampling and crt draw the classes equally. LDAM, focal loss, tau-normalisation and label
-    smoothing change the probabilities in ways that no shares describe; they are left out.
+    Resampling and crt draw the classes equally. LDAM, focal loss, the factors of VS loss,
+    tau-normalisation and label smoothing change the probabilities in ways that no shares
+    describe; they are left out.
 
     >>> assumed_shares(Recipe(), torch.tensor([90, 10]))
     tensor([0.9000, 0.1000], dtype=torch.float64)
@@ -42,7 +43,7 @@ def assumed_shares(recipe: Recipe, counts: torch.Tensor) -> torch.Tensor:
     shares = draws if weights is None else draws * weights
     if recipe.loss == "balanced-softmax":
         shares = shares / draws
-    if recipe.loss == "logit-adjusted" or recipe.post_hoc == "logit-adjustment":
+    if recipe.loss in ("logit-adjusted", "vs") or recipe.post_hoc == "logit-adjustment":
         shares = shares / draws**recipe.tau
     return shares / shares.sum()
 

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from common.training.recipe import Recipe
+from common.training.trivial_augment import luma, trivial_augment
 
 GREY = 0.5  # 0 after the normalisation of the networks
 JITTER = 0.3  # largest relative change of brightness, contrast and saturation
@@ -21,12 +22,19 @@ def cutout_side(size: int) -> int:
     return size // 4
 
 
-def augment(x: torch.Tensor, recipe: Recipe, generator: torch.Generator) -> torch.Tensor:
+def augment(
+    x: torch.Tensor,
+    recipe: Recipe,
+    generator: torch.Generator,
+    operation_sizes: list[int] | None = None,
+) -> torch.Tensor:
     """Apply the transformations of `recipe.augment` to images x (N, 3, S, S) in [0, 1].
 
-    Each image is transformed independently, in the order flip, crop, cutout, colour. All
-    random numbers come from `generator`, which is on the device of x. No operation waits for
-    the device, and the channels_last memory format is preserved.
+    Each image is transformed independently, in the order flip, crop, trivial-augment, cutout,
+    colour. All random numbers come from `generator`, which is on the device of x. No operation
+    waits for the device, and the channels_last memory format is preserved.
+
+    operation_sizes: of trivial-augment, for which the batch is sorted by operation.
     """
     n, size = len(x), x.shape[-1]
     on_device = {"generator": generator, "device": x.device}
@@ -35,6 +43,8 @@ def augment(x: torch.Tensor, recipe: Recipe, generator: torch.Generator) -> torc
     if "crop" in recipe.augment:
         most = max_shift(size)
         x = shift(x, torch.randint(-most, most + 1, (n, 2), **on_device))
+    if "trivial-augment" in recipe.augment:
+        x = trivial_augment(x, operation_sizes, generator)
     if "cutout" in recipe.augment:
         x = cutout(x, torch.randint(0, size, (n, 2), **on_device))
     if "colour" in recipe.augment:
@@ -78,7 +88,7 @@ def cutout(x: torch.Tensor, centres: torch.Tensor) -> torch.Tensor:
 def jitter(x: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
     """Multiply brightness, contrast and saturation by factors (N, 3), and clamp to [0, 1]."""
     brightness, contrast, saturation = factors[:, :, None, None, None].unbind(1)
-    grey = 0.299 * x[:, :1] + 0.587 * x[:, 1:2] + 0.114 * x[:, 2:]  # ITU-R BT.601 luma
+    grey = luma(x)
     x = torch.lerp(grey, x, saturation)
     x = torch.lerp(grey.mean((1, 2, 3), keepdim=True), x, contrast)
     return (x * brightness).clamp(0, 1)

@@ -24,7 +24,12 @@ from common.networks.build import torch_seed
 from common.networks.prediction import predict, to_pixel_space
 from common.training import augmentation, losses, mixing, sampling
 from common.training.log import Row, TrainingLog
-from common.training.optimization import make_optimizer, make_scheduler
+from common.training.optimization import (
+    limit_class_norms,
+    make_optimizer,
+    make_scheduler,
+    sharpness_aware,
+)
 from common.training.progress import (
     Generators,
     History,
@@ -33,7 +38,9 @@ from common.training.progress import (
     make_generator,
 )
 from common.training.recipe import Recipe
+from common.training.trivial_augment import draw_operations
 
+Objective = Callable[..., torch.Tensor]  # of logits and targets: a scalar
 BAR_STEPS = 100  # steps between two readings of the loss, each of which waits for the device
 
 
@@ -142,13 +149,14 @@ def train_steps(
         return x.to(device, memory_format=torch.channels_last)  # the layout as above
 
     def train_on_batch(
-        objective: Callable[..., torch.Tensor], x: torch.Tensor, y: torch.Tensor,
+        objective: Objective, ascent: Objective | None, x: torch.Tensor, y: torch.Tensor,
         *mixed: torch.Tensor,
     ) -> torch.Tensor:  # fmt: skip
         """Take one step on images x (N, 3, S, S) with labels y (N,); return the loss, a scalar.
 
-        objective: `losses.batch_loss` with the epoch's loss and class weights. mixed: the
-        batch's rows of `mixing.draw_mixing`, if the recipe mixes.
+        objective: `losses.batch_loss` with the epoch's loss and class weights. ascent: the same
+        for SAM's first pass; None for a step without SAM. mixed: the batch's rows of
+        `mixing.draw_mixing`, if the recipe mixes.
         """
         targets = [y]
         if mixed:
@@ -162,17 +170,25 @@ def train_steps(
                 steps=recipe.adversarial_steps, stop=False, generator=generators.attack,
             )  # fmt: skip
 
-        def closure() -> torch.Tensor:
-            """Compute loss and gradients; an optimiser such as SAM calls it twice per step."""
+        def gradients_of(function: Objective) -> torch.Tensor:
+            """Compute the gradients of `function`; return the objective, a scalar."""
             optimizer.zero_grad()
             with autocast():
                 logits = network(x)
-            loss = objective(logits.float(), *targets)
-            loss.backward()
+            logits = logits.float()
+            loss = objective(logits, *targets)
+            differentiated = loss if function is objective else function(logits, *targets)
+            differentiated.backward()
             return loss.detach()
 
+        closure = partial(gradients_of, objective)
+        if ascent is not None:
+            first_pass = partial(gradients_of, ascent)
+            closure = partial(sharpness_aware, network, recipe.sam, first_pass, closure)
         state.learning_rate = float(optimizer.param_groups[0]["lr"])
         loss = optimizer.step(closure)
+        if recipe.max_norm:
+            limit_class_norms(network.head, recipe.max_norm)
         if state.scheduler is not None:
             state.scheduler.step()
         return loss
@@ -186,17 +202,29 @@ def train_steps(
         epoch_class_weights = class_weights if reweighted else None
         per_example_loss = losses.make_loss(recipe, counts.to(device), prior)
         objective = partial(losses.batch_loss, per_example_loss, epoch_class_weights)
+        ascent = None
+        if recipe.sam and epoch >= recipe.sam_from * recipe.epochs:
+            ascent = objective
+            if recipe.sam_class_weighted:
+                inverse = (1 / counts).to(device)  # a weighted mean is independent of a factor
+                ascent = partial(losses.batch_loss, per_example_loss, inverse)
         order = sampling.epoch_order(examples.labels, recipe, epoch, classes, generators.order)
+        operation_sizes = None
+        if "trivial-augment" in recipe.augment:
+            order, operation_sizes = draw_operations(
+                order, recipe.batch_size, generators.order
+            )
         drawn = [order.to(home)]
         if recipe.mix != "none":
             mixture = mixing.draw_mixing(n, size, recipe, generators.mixing)
             drawn += [each.to(device) for each in mixture]
         batches = zip(*(each.split(recipe.batch_size) for each in drawn), strict=True)
         skipped = first_step if epoch == first_epoch else 0
-        for batch, *mixed in itertools.islice(batches, skipped, None):
+        for step, (batch, *mixed) in itertools.islice(enumerate(batches), skipped, None):
             x, y = to_pixel_space(select(batch)), labels[batch].to(device)
-            x = augmentation.augment(x, recipe, generators.augmentation)
-            yield train_on_batch(objective, x, y, *mixed)
+            sizes = operation_sizes and operation_sizes[step]
+            x = augmentation.augment(x, recipe, generators.augmentation, sizes)
+            yield train_on_batch(objective, ascent, x, y, *mixed)
 
 
 def require_finite(history: History, recipe: Recipe) -> None:

@@ -24,6 +24,8 @@ TITLES = {
     "ldam": "LDAM loss",
     "balanced-softmax": "balanced softmax loss",
     "logit-adjusted": "logit-adjusted loss",
+    "vs": "VS loss",
+    "label-aware-smoothing": "cross-entropy with label-aware smoothing",
 }
 
 
@@ -78,6 +80,35 @@ def ldam_margins(recipe: Recipe, counts: torch.Tensor) -> torch.Tensor:
     return recipe.margin / margins.max() * margins
 
 
+def label_aware_smoothing(recipe: Recipe, counts: torch.Tensor) -> torch.Tensor:
+    """Return the share (K,) of each class's labels that is spread (MiSLAS, Zhong et al. 2021).
+
+    From `smoothing_tail` for the smallest class to `smoothing_head` for the largest, with the
+    sine of a quarter turn between: the concave form, the default of the authors' code. Classes
+    of equal counts all have `smoothing_tail`.
+
+    >>> recipe = Recipe(loss="label-aware-smoothing", smoothing_head=0.3, smoothing_tail=0.0)
+    >>> label_aware_smoothing(recipe, torch.tensor([4949, 466, 210]))
+    tensor([0.3000, 0.0254, 0.0000])
+    """
+    smallest = counts.min()
+    turn = (counts - smallest) / (counts.max() - smallest).clamp(min=1)  # 0 to 1
+    rise = recipe.smoothing_head - recipe.smoothing_tail
+    return recipe.smoothing_tail + rise * (turn * (torch.pi / 2)).sin()
+
+
+def smoothed_cross_entropy(
+    logits: torch.Tensor, labels: torch.Tensor, smoothing: torch.Tensor
+) -> torch.Tensor:
+    """Return (1 - s) * -log p_y - s * mean(log p) for labels y, with s the smoothing of y.
+
+    smoothing: (K,). With the same s for all classes this is PyTorch's `label_smoothing`.
+    """
+    log_p = logits.log_softmax(1)
+    s = smoothing[labels]
+    return (1 - s) * F.nll_loss(log_p, labels, reduction="none") - s * log_p.mean(1)
+
+
 def focal(logits: torch.Tensor, labels: torch.Tensor, gamma: float) -> torch.Tensor:
     """Return (1 - p)^gamma * -log p, with p the label's softmax probability (Lin et al. 2017).
 
@@ -103,9 +134,15 @@ def make_loss(recipe: Recipe, counts: torch.Tensor, prior: torch.Tensor) -> Loss
     - balanced-softmax: CE(logits + log n) with n the number of draws of each class (Ren et al.
       2020), which equals logit-adjusted with tau 1
     - logit-adjusted: CE(logits + tau * log prior) (Menon et al. 2021)
+    - vs: CE((n_k / n_max)^vs_gamma * logits + tau * log prior), vector scaling, with n_k the
+      counts (Kini et al. 2021)
+    - label-aware-smoothing: `smoothed_cross_entropy`, by `label_aware_smoothing`
     """
     if recipe.loss == "focal":
         return partial(focal, gamma=recipe.focal_gamma)
+    if recipe.loss == "label-aware-smoothing":
+        smoothing = label_aware_smoothing(recipe, counts)
+        return partial(smoothed_cross_entropy, smoothing=smoothing)
     cross_entropy = partial(
         F.cross_entropy, reduction="none", label_smoothing=recipe.label_smoothing
     )
@@ -116,8 +153,11 @@ def make_loss(recipe: Recipe, counts: torch.Tensor, prior: torch.Tensor) -> Loss
         label_margins = torch.diag(COSINE_SCALE * ldam_margins(recipe, counts))
         return lambda logits, labels: cross_entropy(logits - label_margins[labels], labels)
     # log n and log prior differ by a constant, to which a softmax is invariant.
-    tau = {"balanced-softmax": 1.0, "logit-adjusted": recipe.tau}[recipe.loss]
+    tau = 1.0 if recipe.loss == "balanced-softmax" else recipe.tau
     adjustment = tau * prior.log()
+    if recipe.loss == "vs":
+        factors = (counts / counts.max()) ** recipe.vs_gamma
+        return lambda logits, labels: cross_entropy(factors * logits + adjustment, labels)
     return lambda logits, labels: cross_entropy(logits + adjustment, labels)
 
 

@@ -1,7 +1,10 @@
-"""The optimiser and the learning-rate schedule that a recipe names, from `torch.optim`."""
+"""How a step changes the weights: optimiser, learning-rate schedule, SAM and a largest norm."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import torch
 from torch import nn, optim
 from torch.optim import lr_scheduler
 
@@ -45,3 +48,52 @@ def make_scheduler(
                 optimizer, peak, total, pct_start=rising / total, cycle_momentum=False
             )
     return None
+
+
+def sharpness_aware(
+    network: nn.Module,
+    rho: float,
+    ascent: Callable[[], torch.Tensor],
+    descent: Callable[[], torch.Tensor],
+) -> torch.Tensor:
+    """Compute the gradients of sharpness-aware minimisation (SAM, Foret et al. 2021).
+
+    ascent, descent: functions that compute a loss, and its gradients in place of earlier ones.
+    The gradient g of `ascent` at the weights w moves them to w + rho g / |g|, where |g| is the
+    norm over all weights that have a gradient. The gradients of `descent` at that point are
+    what the optimiser's step then uses, at the restored weights w. With the class-weighted
+    ascent (Shwartz-Ziv et al. 2023) only the loss of `ascent` has class weights. Returns what
+    `ascent` returns.
+
+    The second pass draws a new dropout mask, as in the authors' code. It uses BatchNorm's
+    statistics of the batch like the first pass, but leaves the running averages as they were.
+    The function does not wait for the device.
+    """
+    loss = ascent()
+    with torch.no_grad():
+        weights = [p for p in network.parameters() if p.grad is not None]
+        gradients = [p.grad for p in weights]
+        before = [p.clone() for p in weights]
+        buffers = [b.clone() for b in network.buffers()]
+        norm = torch.stack(torch._foreach_norm(gradients)).norm()
+        # The small number keeps a gradient of 0 from becoming 0 / 0.
+        scale = rho / (norm + 1e-12)
+        torch._foreach_add_(weights, torch._foreach_mul(gradients, scale))
+    descent()
+    with torch.no_grad():
+        # From copies: adding and then subtracting a number can change the last bits.
+        torch._foreach_copy_(weights, before)
+        for buffer, value in zip(network.buffers(), buffers, strict=True):
+            buffer.copy_(value)
+    return loss
+
+
+@torch.no_grad()
+def limit_class_norms(head: nn.Linear, max_norm: float) -> None:
+    """Scale each class's weight vector that is longer than `max_norm` down to that L2 norm.
+
+    The projection after a step of the MaxNorm constraint (Alshammari et al. 2022). The authors
+    derive the norm from the norms of a trained classifier; here it is a number of the recipe.
+    The bias is not limited. The function does not wait for the device.
+    """
+    head.weight.renorm_(p=2, dim=0, maxnorm=max_norm)

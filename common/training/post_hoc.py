@@ -26,8 +26,11 @@ def apply(
     - tau-normalisation (Kang et al. 2020): replaces class weights w by w / |w|^tau, and drops
       the bias.
     - crt (Kang et al. 2020): initialises the last layer again and trains it alone, for
-      `crt_epochs` on balanced draws with plain cross-entropy. Mixing, adversarial images and
-      label smoothing end with the training before; augmentation stays.
+      `crt_epochs` on balanced draws with `crt_loss`. Mixing, adversarial images, SAM and label
+      smoothing end with the training before; augmentation and `max_norm` stay. Training with
+      mixup, and crt with label-aware smoothing, are the two parts of MiSLAS (Zhong et al.
+      2021), whose second stage goes on from the trained last layer and learns a factor of each
+      class's logit as well.
 
     state_file: that of crt's training, as `fit` takes it. Returns the arguments that the
     network must be rebuilt with, beside those it had. Raises DivergedError if the training of
@@ -55,11 +58,13 @@ def apply(
             epochs=recipe.crt_epochs,
             sampler="balanced",
             sampler_weights=None,
-            loss="cross-entropy",
+            loss=recipe.crt_loss,
             label_smoothing=0.0,
             class_weights="none",
             mix="none",
             adversarial=0.0,
+            sam=0.0,
+            sam_class_weighted=False,
             ema=0.0,
             patience=0,
         )

@@ -14,6 +14,7 @@ from common.networks import (
     argument_names,
     is_function,
     is_torchvision,
+    new_arguments,
 )
 
 
@@ -92,6 +93,16 @@ class Recipe:
     ema: float = option(
         0.0, "decay of an exponential moving average of the weights; 0: none", least=0, below=1
     )
+    sam: float = option(
+        0.0, "radius rho of SAM, sharpness-aware minimisation; 0: none", least=0, most=100
+    )
+    sam_from: float = option(0.0, "share of the epochs before SAM applies", least=0, below=1)
+    sam_class_weighted: bool = option(
+        False, "weight the loss of SAM's first pass with the inverse class counts"
+    )
+    max_norm: float = option(
+        0.0, "largest norm of a class's weights in the last layer; 0: any", least=0, most=1e6
+    )
     patience: int = option(
         0,
         "stop after N epochs without a better validation G-mean; 0: never",
@@ -129,8 +140,9 @@ class Recipe:
         nargs="+",
     )
     augment: tuple[str, ...] = option(
-        (), "change each image at each step", "flip", "crop", "cutout", "colour", nargs="*"
-    )
+        (), "change each image at each step",
+        "flip", "crop", "trivial-augment", "cutout", "colour", nargs="*",
+    )  # fmt: skip
     mix: str = option("none", "mix pairs of images and labels", "none", "mixup", "cutmix")
     mix_share: float = option(0.5, "share of the steps that mix", least=0, most=1)
     mix_alpha: float = option(
@@ -144,13 +156,25 @@ class Recipe:
     # The loss
     loss: str = option(
         "cross-entropy", "loss function",
-        "cross-entropy", "focal", "ldam", "balanced-softmax", "logit-adjusted",
+        "cross-entropy", "focal", "ldam", "balanced-softmax", "logit-adjusted", "vs",
+        "label-aware-smoothing",
     )  # fmt: skip
     focal_gamma: float = option(2.0, "focusing parameter of focal", least=0, most=100)
     margin: float = option(0.5, "largest margin of ldam, a cosine", above=0, most=2)
-    tau: float = option(1.0, "strength of logit-adjusted and of post-hoc", least=0, most=10)
+    tau: float = option(
+        1.0, "strength of logit-adjusted, of vs and of post-hoc", least=0, most=10
+    )
+    vs_gamma: float = option(
+        0.15, "power of the class counts that scale the logits in vs", least=0, most=10
+    )
     label_smoothing: float = option(
         0.0, "share of each label that is spread over all classes", least=0, below=1
+    )
+    smoothing_head: float = option(
+        0.3, "that share in label-aware-smoothing, for the largest class", least=0, below=1
+    )
+    smoothing_tail: float = option(
+        0.0, "that share in label-aware-smoothing, for the smallest class", least=0, below=1
     )
     class_weights: str = option(
         "none", "class weights of the loss", "none", "inverse", "effective-number"
@@ -172,6 +196,9 @@ class Recipe:
         least=1,
         most=MOST_EPOCHS,
     )
+    crt_loss: str = option(
+        "cross-entropy", "loss function of crt", "cross-entropy", "label-aware-smoothing"
+    )
 
     def __post_init__(self) -> None:
         with_width = [name for name, a in ARCHITECTURES.items() if "width" in a.options]
@@ -186,20 +213,34 @@ class Recipe:
                 self.optimizer == "adamw" and self.nesterov
             ),
             "--nesterov: it needs a --momentum above 0": self.nesterov and not self.momentum,
-            "--label-smoothing: --loss focal can't use it; leave it out": (
-                self.loss == "focal" and self.label_smoothing > 0
+            f"--label-smoothing: --loss {self.loss} can't use it; leave it out": (
+                self.loss in ("focal", "label-aware-smoothing") and self.label_smoothing > 0
             ),
+            "--sam-class-weighted: it needs a --sam above 0": (
+                self.sam_class_weighted and not self.sam
+            ),
+            "--sam-class-weighted: does nothing to --class-weights inverse, which weights both"
+            " passes; leave one of the two out": (
+                self.sam_class_weighted
+                and self.class_weights == "inverse"
+                and self.reweight_from <= self.sam_from
+            ),
+            "--max-norm: does nothing to --classifier cosine, whose weights have no length;"
+            " leave one of the two out": self.max_norm > 0 and self.classifier == "cosine",
             "--sampler weighted and --sampler-weights go together; give both or neither": (
                 (self.sampler == "weighted") != (self.sampler_weights is not None)
             ),
             f"--loss {self.loss} --post-hoc logit-adjustment: corrects the logits twice; leave"
             " one of the two out": (
-                self.loss in ("balanced-softmax", "logit-adjusted")
+                self.loss in ("balanced-softmax", "logit-adjusted", "vs")
                 and self.post_hoc == "logit-adjustment"
             ),
             "--post-hoc tau-normalisation: does nothing to --classifier cosine, whose weights"
             " have no length; leave one of the two out": (
                 self.post_hoc == "tau-normalisation" and self.classifier == "cosine"
+            ),
+            f"--crt-loss {self.crt_loss}: only --post-hoc crt has it": (
+                self.crt_loss != "cross-entropy" and self.post_hoc != "crt"
             ),
             f"--adversarial: mixed images have two labels; leave --mix {self.mix} out": (
                 self.adversarial > 0 and self.mix != "none"
@@ -257,6 +298,7 @@ class Recipe:
             "classes": classes,
             "classifier": self.classifier,
             "flip_average": self.flip_average,
+            **new_arguments(self.network),
         }
         if self.width is not None:
             arguments["width"] = self.width
@@ -269,6 +311,7 @@ class Recipe:
         options = {
             "--frozen": self.frozen,
             f"--classifier {self.classifier}": self.classifier != "linear",
+            "--max-norm": self.max_norm > 0,
             f"--post-hoc {self.post_hoc}": self.post_hoc != "none",
         }
         return next((name for name, given in options.items() if given), None)
@@ -346,8 +389,10 @@ def within_limits(
     )
 
 
-def command_line(recipe: Recipe) -> str:
-    """Return the options that turn the default recipe into `recipe`.
+def command_line(recipe: Recipe, base: Recipe | None = None) -> str:
+    """Return the options that turn the recipe `base` into `recipe`.
+
+    base: by default, the recipe of the default values.
 
     >>> command_line(Recipe(epochs=20, resample="smote", nesterov=True))
     '--epochs 20 --nesterov --resample smote'
@@ -355,7 +400,7 @@ def command_line(recipe: Recipe) -> str:
     "--network nets:wide --weights 'my file.pt'"
     """
     words = []
-    for name, value in recipe.changes().items():
+    for name, value in recipe.changes(base).items():
         flag = f"--{option_name(name)}"
         if isinstance(value, str) and value.startswith("-"):
             words.append(f"{flag}={value}")  # else it would be read as an option

@@ -176,6 +176,10 @@ def hostile_contents() -> dict[str, tuple[str, Any]]:
         cases[f"width {width}"] = ("another shape or type", arguments(width=width))
     for width in (2**40, 10**30):  # more weights than fit a 64-bit integer
         cases[f"width {width}"] = ("no network can be built", arguments(width=width))
+    cases["early_pool, a text"] = (
+        "argument early_pool has no possible value",
+        arguments(early_pool="yes"),
+    )
     cases["image_size of a resnet9"] = (
         "arguments are not those",
         content(arguments=ARGUMENTS | {"image_size": 64}, image_size=64),

@@ -60,6 +60,21 @@ def test_resnet9_has_the_known_size(width, weights):
     assert network(X).shape == (7, 3)
 
 
+@pytest.mark.parametrize("early_pool", [False, True])
+def test_resnet9_pools_early_or_late(early_pool):
+    network = build("resnet9", {"classes": 3, "width": 4, "early_pool": early_pool}).eval()
+    names = [type(m).__name__ for m in network.layers.modules() if not list(m.children())]
+    late = ["Conv2d", "BatchNorm2d", "ReLU", "MaxPool2d"]
+    expected = ["Conv2d", "MaxPool2d", "BatchNorm2d", "ReLU"] if early_pool else late
+    assert names[3:7] == expected
+    assert names.count("MaxPool2d") == 3
+    # With running averages, pooling and a normalisation with positive factors change places.
+    other = build("resnet9", {"classes": 3, "width": 4, "early_pool": not early_pool}).eval()
+    for ours, theirs in zip(network.parameters(), other.parameters(), strict=True):
+        theirs.data.copy_(ours)
+    torch.testing.assert_close(network(X), other(X))
+
+
 @pytest.mark.parametrize("size", [16, 33, 224])
 def test_simple_cnn_takes_its_first_linear_layer_from_the_size(size):
     network = build("simple-cnn", {"classes": 3, "image_size": size}).eval()

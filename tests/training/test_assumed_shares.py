@@ -30,6 +30,8 @@ EQUAL = [1 / 3] * 3
         ({"loss": "balanced-softmax"}, EQUAL),
         ({"loss": "logit-adjusted"}, EQUAL),
         ({"loss": "logit-adjusted", "sampler": "square-root"}, EQUAL),
+        ({"loss": "vs"}, EQUAL),
+        ({"loss": "vs", "tau": 0.5}, [0.660191, 0.199055, 0.140753]),
         ({"post_hoc": "logit-adjustment"}, EQUAL),
         ({"post_hoc": "crt"}, EQUAL),
         ({"post_hoc": "crt", "loss": "logit-adjusted"}, EQUAL),

@@ -1,5 +1,6 @@
 """The training loop against the reports' loop and against slow, obvious computations."""
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -13,6 +14,7 @@ from common.dataset.stored_images import StoredImages, gather
 from common.errors import DivergedError
 from common.metrics.report import report
 from common.networks.build import build, torch_seed
+from common.networks.heads import Head
 from common.networks.prediction import predict
 from common.training import fit as fit_module
 from common.training.fit import (
@@ -100,12 +102,20 @@ def test_deterministic_training_repeats_every_bit(name):
             {"augment": ("colour",)}, {"mix": "mixup"}, {"mix": "cutmix"}, {"loss": "focal"},
             {"loss": "balanced-softmax"}, {"loss": "logit-adjusted", "tau": 2.0},
             {"label_smoothing": 0.1}, {"class_weights": "inverse"},
-            {"class_weights": "effective-number"},
+            {"class_weights": "effective-number"}, {"sam": 0.1}, {"max_norm": 0.3},
+            {"loss": "vs"}, {"loss": "label-aware-smoothing"},
         )),
         ({"loss": "ldam", "classifier": "cosine"}, {"margin": 0.1}),
         ({"loss": "ldam", "classifier": "cosine"}, {"loss": "cross-entropy"}),
         ({"loss": "focal"}, {"focal_gamma": 1.0}),
         ({"loss": "logit-adjusted"}, {"tau": 0.5}),
+        ({"loss": "vs"}, {"tau": 0.5}),
+        ({"loss": "vs"}, {"vs_gamma": 0.3}),
+        ({"loss": "label-aware-smoothing"}, {"smoothing_head": 0.1}),
+        ({"loss": "label-aware-smoothing"}, {"smoothing_tail": 0.1}),
+        ({"sam": 0.1}, {"sam": 0.2}),
+        ({"sam": 0.1}, {"sam_from": 0.5}),
+        ({"sam": 0.1}, {"sam_class_weighted": True}),
         ({"class_weights": "effective-number"}, {"beta": 0.9}),
         ({"class_weights": "inverse"}, {"reweight_from": 0.5}),
         ({"schedule": "step", "step_epochs": 1}, {"step_epochs": 2}),
@@ -240,24 +250,117 @@ def test_a_loss_that_is_not_finite_names_step_and_rate():
         require_finite(history, recipe)
 
 
-class TwoPasses(torch.optim.SGD):
-    """An optimiser that evaluates its closure twice per step, as SAM does."""
+class SmoothNetwork(torch.nn.Module):
+    """Convolution, BatchNorm and tanh: with ReLU or max pooling a last bit can change a lot."""
 
-    def step(self, closure):
-        losses = [closure(), closure()]
-        super().step()
-        return losses[0]
+    def __init__(self):
+        super().__init__()
+        with torch_seed(0):
+            self.convolution = torch.nn.Conv2d(3, 4, 5, stride=4)
+            self.norm = torch.nn.BatchNorm2d(4)
+            self.head = Head(16, 3)
+
+    def forward(self, x):
+        x = self.norm(self.convolution(x)).tanh()
+        return self.head(F.adaptive_avg_pool2d(x, 2).flatten(1))
 
 
-def test_an_optimiser_with_two_passes_needs_no_change_of_the_loop():
-    curves = []
-    for kind in (torch.optim.SGD, TwoPasses):
-        network = build("simple-cnn", {"classes": 3, "dropout": 0.0})
-        optimizer = kind(network.parameters(), lr=0.05)
-        state = TrainingState(network, optimizer, None, Generators(0, CPU))
-        steps = train_steps(TRAIN, RECIPE, state, device=CPU)
-        curves.append([next(steps).item() for _ in range(8)])
-    assert curves[0] == pytest.approx(curves[1])  # without dropout both passes are the same
+INVERSE = torch.tensor([1 / 6, 1 / 4, 1 / 3])  # of the class counts of TRAIN
+
+
+def slow_sam(recipe):
+    """Train by the formulas of SAM and MaxNorm; return network and losses.
+
+    The perturbed weights are those of a copy, whose BatchNorm statistics are thrown away.
+    """
+    network = SmoothNetwork().train()
+    optimizer = torch.optim.SGD(
+        network.parameters(), lr=recipe.learning_rate, momentum=recipe.momentum,
+        nesterov=recipe.nesterov, weight_decay=recipe.weight_decay,
+    )  # fmt: skip
+    generator = torch.Generator().manual_seed(0)
+    losses = []
+    for epoch in range(recipe.epochs):
+        losses.append(0.0)
+        reweighted = recipe.class_weights == "inverse" and epoch >= recipe.reweight_from * 3
+        weight = INVERSE if reweighted else None
+        for batch in torch.randperm(13, generator=generator).split(recipe.batch_size):
+
+            def loss_of(net, weight=weight, batch=batch):
+                with torch.autocast("cpu", torch.bfloat16, recipe.precision == "bfloat16"):
+                    logits = net(TRAIN.images[batch] / 255)
+                return F.cross_entropy(logits.float(), TRAIN.labels[batch], weight=weight)
+
+            twin = copy.deepcopy(network)
+            if recipe.sam and epoch >= recipe.sam_from * recipe.epochs:
+                ascent = loss_of(twin, INVERSE if recipe.sam_class_weighted else weight)
+                gradient = torch.autograd.grad(ascent, list(twin.parameters()))
+                norm = sum((g**2).sum() for g in gradient) ** 0.5
+                with torch.no_grad():
+                    for p, g in zip(twin.parameters(), gradient, strict=True):
+                        p += recipe.sam * g / norm
+            gradient = torch.autograd.grad(loss_of(twin), list(twin.parameters()))
+            losses[-1] += loss_of(network).item() * len(batch) / 13
+            for p, g in zip(network.parameters(), gradient, strict=True):
+                p.grad = g
+            optimizer.step()
+            if recipe.max_norm:
+                with torch.no_grad():
+                    for row in network.head.weight:
+                        row *= min(1.0, recipe.max_norm / float((row**2).sum() ** 0.5))
+    return network, losses
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"sam": 0.2},
+        {"sam": 0.2, "sam_from": 0.5},  # 1.5 of 3 epochs: the last one
+        {"sam": 0.2, "sam_class_weighted": True},
+        {"sam": 0.2, "class_weights": "inverse", "reweight_from": 0.3},
+        {"sam": 0.2, "class_weights": "inverse", "reweight_from": 0.3,
+         "sam_class_weighted": True},
+        {"max_norm": 0.4},
+        {"sam": 0.2, "max_norm": 0.4},
+        {"sam": 0.2, "nesterov": True, "weight_decay": 0.01},
+        {"sam": 0.2, "precision": "bfloat16"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_sam_and_max_norm_equal_a_slow_loop(change):
+    recipe = replace(RECIPE, **change)
+    network = SmoothNetwork()
+    history = fit(network, TRAIN, EMPTY, recipe, seed=0, device=CPU)
+    slow, losses = slow_sam(recipe)
+    tolerance = 1e-3 if recipe.precision == "bfloat16" else 1e-5
+    assert history.loss == pytest.approx(losses, rel=tolerance)
+    for name, value in slow.state_dict().items():
+        assert torch.allclose(network.state_dict()[name], value, atol=tolerance), name
+
+
+@pytest.mark.parametrize("name", ["original", "best", "robust"])
+def test_before_its_epoch_sam_changes_no_bit(name):
+    recipe = small(name)
+    # SAM would begin with the third epoch of two.
+    later = replace(recipe, sam=0.2, sam_from=0.9, sam_class_weighted=True)
+    (network, history), (other, same) = (fitted(each, train=MORE) for each in (recipe, later))
+    assert history == same
+    for key, value in network.state_dict().items():
+        assert torch.equal(other.state_dict()[key], value), key
+
+
+def test_no_class_vector_is_longer_than_the_largest_norm():
+    recipe = replace(RECIPE, optimizer="adamw", max_norm=0.25, sam=0.1, mix="mixup", ema=0.5)
+    network = build("simple-cnn", {"classes": 3})
+    assert network.head.weight.norm(dim=1).max() > 0.25
+    optimizer = make_optimizer(recipe, network)
+    state = TrainingState(network, optimizer, None, Generators(0, CPU))
+    steps = train_steps(TRAIN, recipe, state, device=CPU)
+    for _ in range(6):
+        next(steps)
+        assert network.head.weight.norm(dim=1).max() <= 0.25 + 1e-6
+    averaged = fitted(recipe)[0].head.weight
+    assert averaged.norm(dim=1).max() <= 0.25 + 1e-6
 
 
 @pytest.mark.parametrize(

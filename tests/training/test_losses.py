@@ -14,6 +14,7 @@ PRIORS = [n / sum(COUNTS) for n in COUNTS]
 ROWS = [[2.0, 0.5, -1.0], [0.3, -0.2, 1.5], [1.0, 4.0, 0.0], [-0.7, 0.1, 0.2]]
 LABELS, PARTNERS, SHARES = [0, 1, 2, 2], [1, 2, 0, 2], [0.25, 1.0, 0.0, 0.6]
 WEIGHTS = [0.5, 2.0, 7.0]
+LABEL_AWARE = "label-aware-smoothing"
 EFFECTIVE = {"class_weights": "effective-number"}
 EFFECTIVE_WEIGHTS = [1 / (1 - 0.9999**n) for n in COUNTS]  # not normalised
 OPTIONS = {name: {} for name in losses.TITLES} | {
@@ -36,6 +37,12 @@ def make_loss(loss, counts=COUNTS, prior=None, **options):
 
 def plus(offset):
     return torch.tensor(ROWS) + torch.tensor(offset)
+
+
+def scaled(gamma, tau, prior=PRIORS):
+    """Return the logits of VS loss (Kini et al. 2021, equation 2) by hand."""
+    factors = torch.tensor([(n / 4949) ** gamma for n in COUNTS])
+    return factors * torch.tensor(ROWS) + torch.tensor([tau * math.log(p) for p in prior])
 
 
 def minus_margins(largest, scale=30):  # heads.COSINE_SCALE
@@ -75,6 +82,11 @@ def test_without_class_weights_there_are_none():
         ("logit-adjusted", {}, plus([1.5 * math.log(p) for p in PRIORS])),
         ("logit-adjusted", {"tau": 0.5}, plus([0.5 * math.log(p) for p in PRIORS])),
         ("logit-adjusted", {"counts": [100] * 3}, torch.tensor(ROWS)),
+        ("vs", {}, scaled(0.15, 1.0)),
+        ("vs", {"vs_gamma": 0.3, "tau": 0.5}, scaled(0.3, 0.5)),
+        ("vs", {"vs_gamma": 0.0}, plus([math.log(p) for p in PRIORS])),
+        ("vs", {"counts": [100] * 3}, torch.tensor(ROWS)),
+        ("vs", {"prior": [1 / 3] * 3}, scaled(0.15, 0.0)),
         # The prior is that of the draws: there is nothing to adjust in balanced draws.
         ("balanced-softmax", {"prior": [1 / 3] * 3}, torch.tensor(ROWS)),
         ("logit-adjusted", {"prior": [1 / 3] * 3}, torch.tensor(ROWS)),
@@ -86,6 +98,51 @@ def test_loss_by_hand(loss, options, rows, smoothing):
     expected = -(1 - smoothing) * log_p[range(4), LABELS] - smoothing * log_p.mean(1)
     per_example = make_loss(loss, label_smoothing=smoothing, **options)
     torch.testing.assert_close(per_example(*batch()[:2]), expected)
+
+
+@pytest.mark.parametrize(
+    ("loss", "options", "expected"),
+    [
+        # class_imbalance/losses.py of orparask/VS-Loss at 7ade9c9
+        ("vs", {"vs_gamma": 0.15}, [0.020958, 2.934625, 4.622857, 2.597828]),
+        ("vs", {"vs_gamma": 0.3, "tau": 1.5}, [0.005788, 3.973085, 5.81611, 4.039334]),
+        # methods.py of dvlab-research/MiSLAS at 0fc381e, with its default shape
+        (LABEL_AWARE, {}, [0.691311, 2.076013, 4.065884, 0.837856]),
+        (
+            LABEL_AWARE,
+            {"smoothing_head": 0.1, "smoothing_tail": 0.02},
+            [0.391311, 2.07502, 4.032551, 0.844523],
+        ),
+    ],
+)
+def test_losses_have_the_numbers_of_their_authors_code(loss, options, expected):
+    found = make_loss(loss, **options)(*batch()[:2])
+    assert found.tolist() == pytest.approx(expected, abs=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("counts", "head", "tail", "expected"),
+    [
+        # The middle count is a third of the way, and the sine of 30 degrees is a half.
+        ([400, 200, 100], 0.3, 0.0, [0.3, 0.15, 0.0]),
+        ([100, 400, 200], 0.3, 0.1, [0.1, 0.3, 0.2]),
+        ([400, 200, 100], 0.0, 0.2, [0.0, 0.1, 0.2]),
+        ([7, 7, 7], 0.3, 0.1, [0.1, 0.1, 0.1]),
+    ],
+)
+def test_label_aware_smoothing_by_hand(counts, head, tail, expected):
+    recipe = Recipe(smoothing_head=head, smoothing_tail=tail)
+    found = losses.label_aware_smoothing(recipe, torch.tensor(counts))
+    assert found.tolist() == pytest.approx(expected, abs=1e-6)
+    # The draws play no part: crt draws the classes equally.
+    per_example = make_loss(
+        LABEL_AWARE, counts, [1 / 3] * 3, smoothing_head=head, smoothing_tail=tail
+    )
+    for row, label, loss in zip(ROWS, LABELS, per_example(*batch()[:2]), strict=True):
+        smoothed = F.cross_entropy(
+            torch.tensor(row), torch.tensor(label), label_smoothing=expected[label]
+        )
+        torch.testing.assert_close(loss, smoothed)
 
 
 @pytest.mark.parametrize("gamma", [0.0, 1.0, 2.0])
@@ -167,8 +224,17 @@ def loss_by_loop(loss, row, label, counts):
         row = list(row)
         row[label] -= 30 * 0.5 * (min(counts) / counts[label]) ** 0.25
     tau = {"balanced-softmax": 1.0, "logit-adjusted": 1.5}.get(loss, 0.0)
+    if loss == "vs":
+        tau = 1.0
+        row = [v * (n / max(counts)) ** 0.15 for v, n in zip(row, counts, strict=True)]
     terms = [math.exp(v) * n**tau for v, n in zip(row, counts, strict=True)]
     p = terms[label] / sum(terms)
+    if loss == LABEL_AWARE:
+        spread = max(counts) - min(counts)
+        turn = (counts[label] - min(counts)) / spread if spread else 0.0
+        s = 0.3 * math.sin(math.pi / 2 * turn)
+        mean = sum(-math.log(term / sum(terms)) for term in terms) / len(terms)
+        return (1 - s) * -math.log(p) + s * mean
     return -math.log(p) * ((1 - p) ** 2 if loss == "focal" else 1)
 
 
@@ -178,7 +244,7 @@ def test_each_loss_equals_its_formula_for_one_example(case):
     loss, (logits, labels, _, _, counts) = case
     rows = zip(logits.tolist(), labels.tolist(), strict=True)
     expected = [loss_by_loop(loss, row, label, counts.tolist()) for row, label in rows]
-    # The margins of ldam are float32.
+    # The margins of ldam are float32, like the factors of vs and the smoothing.
     assert loss_for(loss, counts)(logits, labels).tolist() == pytest.approx(
         expected, 1e-5, 1e-9
     )
@@ -191,7 +257,11 @@ def test_a_loss_depends_on_differences_of_logits_and_not_on_the_order_of_classes
 ):
     loss, (logits, labels, _, _, counts) = case
     expected = loss_for(loss, counts)(logits, labels)
-    torch.testing.assert_close(loss_for(loss, counts)(logits + constant, labels), expected)
+    # VS loss scales each class's logit: what it does not depend on is scaled inversely.
+    shift = constant / (counts / counts.max()) ** (0.15 if loss == "vs" else 0.0)
+    found = loss_for(loss, counts)(logits + shift, labels)
+    tolerance = {"rtol": 1e-4, "atol": 1e-4} if loss == "vs" else {}  # its factors are float32
+    torch.testing.assert_close(found, expected, **tolerance)
     order = list(range(len(counts)))
     random.shuffle(order)  # position j now holds class order[j]
     new_labels = torch.tensor([order.index(label) for label in labels])
@@ -294,6 +364,7 @@ def test_the_post_hoc_offset_divides_probabilities_by_the_prior(case, tau):
         ({}, "cross-entropy"),
         ({"loss": "balanced-softmax"}, "balanced softmax loss"),
         ({"loss": "focal", "class_weights": "inverse"}, "class-weighted focal loss"),
+        ({"loss": "vs"}, "VS loss"),
     ],
 )
 def test_the_title_names_the_loss_and_its_weights(options, title):

@@ -15,6 +15,11 @@ from common.training import fit, progress
 from common.training.recipes import RECIPES
 
 META = torch.device("meta")
+SAM = replace(RECIPES["best"], sam=0.1, sam_class_weighted=True, max_norm=1.0, loss="vs")
+NAMED = RECIPES | {
+    "sam": SAM,
+    "label-aware-smoothing": replace(RECIPES["robust"], loss="label-aware-smoothing", sam=0.1),
+}
 TRAIN = random_part((24, 12, 12))
 
 
@@ -26,15 +31,15 @@ def meta_steps(monkeypatch, name):
         "make_generator",
         lambda seed, device="cpu": None if device == META else torch.Generator(),
     )
-    width = 4 if RECIPES[name].network == "resnet9" else None
-    recipe = replace(RECIPES[name], batch_size=8, epochs=2, width=width, precision="float32")
+    width = 4 if NAMED[name].network == "resnet9" else None
+    recipe = replace(NAMED[name], batch_size=8, epochs=2, width=width, precision="float32")
     network = build(recipe.network, recipe.network_arguments(3)).to(META)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
     state = progress.TrainingState(network, optimizer, None, progress.Generators(0, META))
     return network, fit.train_steps(TRAIN, recipe, state, device=META)
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", NAMED)
 def test_every_recipe_trains_on_one_device_without_waiting(monkeypatch, name):
     network, steps = meta_steps(monkeypatch, name)
     average = None

@@ -66,6 +66,8 @@ CASES = {
     "cosine": (small("original", schedule="cosine"), EMPTY),
     "adamw": (small("original", optimizer="adamw", augment=("flip", "crop")), EMPTY),
     "progressive": (small("progressive-sampler"), EMPTY),
+    "sam": (small("best", sam=0.1, sam_from=0.3, sam_class_weighted=True), VALIDATION),
+    "max-norm": (small("original", sam=0.1, max_norm=0.4, learning_rate=0.05), EMPTY),
     "patience": (small("original", patience=1, learning_rate=0.05), VALIDATION),
     "patience-ema": (small("original", patience=2, ema=0.5), VALIDATION),
 }

@@ -32,10 +32,16 @@ FROZEN = TORCHVISION | {"frozen": True, "pretrained": True}
         ({"sampler": "weighted"}, "--sampler-weights"),
         ({"sampler_weights": (1.0, 2.0, 3.0)}, "--sampler weighted"),
         ({"loss": "focal", "label_smoothing": 0.1}, "--loss focal"),
+        ({"loss": "label-aware-smoothing", "label_smoothing": 0.1}, "--loss label-aware-s"),
         ({"nesterov": True, "momentum": 0.0}, "--momentum above 0"),
+        ({"sam_class_weighted": True}, "--sam above 0"),
+        ({"sam": 0.1, "sam_class_weighted": True, "class_weights": "inverse"}, "both passes"),
+        ({"max_norm": 1.0, "classifier": "cosine"}, "--max-norm: .* no length"),
+        ({"crt_loss": "label-aware-smoothing"}, "only --post-hoc crt"),
         ({"adversarial": 4.0, "mix": "cutmix"}, "--mix cutmix"),
         ({"loss": "logit-adjusted", "post_hoc": "logit-adjustment"}, "corrects .* twice"),
         ({"loss": "balanced-softmax", "post_hoc": "logit-adjustment"}, "corrects .* twice"),
+        ({"loss": "vs", "post_hoc": "logit-adjustment"}, "--loss vs .* corrects .* twice"),
         ({"classifier": "cosine", "post_hoc": "tau-normalisation"}, "no length"),
         ({"network": "resnet18"}, "none of that name; give simple-cnn, .*torchvision:NAME or"),
         ({"network": ""}, "none of that name"),
@@ -67,6 +73,14 @@ def test_contradicting_options_are_named(options, words):
         TORCHVISION | {"frozen": True, "weights": "file.pth", "post_hoc": "crt"},
         {"network": "a.b:c", "frozen": True},
         {"network": "a.b:c", "weights": "file.pth"},
+        {"sam": 0.1, "adversarial": 4.0, "optimizer": "adamw", "max_norm": 1.0},
+        # Deferred weights: until they apply, only the first pass has weights.
+        {
+            "sam": 0.1,
+            "sam_class_weighted": True,
+            "class_weights": "inverse",
+            "reweight_from": 0.8,
+        },
     ],
 )
 def test_what_goes_together_is_a_recipe_and_its_record_too(options):
@@ -80,6 +94,8 @@ def test_only_networks_that_depend_on_the_size_have_it_among_their_arguments():
     ):  # fmt: skip
         recipe = Recipe(network=network, flip_average=True)
         usual = {"classes": 5, "classifier": "linear", "flip_average": True}
+        if network == "resnet9":
+            usual["early_pool"] = True  # of new networks
         assert recipe.network_arguments(5) == recipe.network_arguments(5, 32) == usual
         other = usual | {"image_size": 64} if depends else usual
         assert recipe.network_arguments(5, 64) == other
@@ -88,9 +104,14 @@ def test_only_networks_that_depend_on_the_size_have_it_among_their_arguments():
 def test_the_option_that_needs_the_last_layer_is_named():
     found = [
         Recipe(network="a:b", **options).head_option()
-        for options in ({}, {"frozen": True}, {"classifier": "cosine"}, {"post_hoc": "crt"})
-    ]
-    assert found == [None, "--frozen", "--classifier cosine", "--post-hoc crt"]
+        for options in (
+            {}, {"frozen": True}, {"classifier": "cosine"}, {"max_norm": 1.0},
+            {"post_hoc": "crt"},
+        )
+    ]  # fmt: skip
+    assert found == [
+        None, "--frozen", "--classifier cosine", "--max-norm", "--post-hoc crt"
+    ]  # fmt: skip
 
 
 # A number of a recipe, and the other options with which it has an effect. Left out are numbers
@@ -107,6 +128,9 @@ EFFECTIVE = {
     "step_factor": [{"schedule": "step", "step_epochs": 1}],
     "warm_up": [{"schedule": "one-cycle"}],
     "ema": [{}],
+    "sam": [{}, {"network": "resnet9"}, {"optimizer": "adamw"}, {"mix": "mixup"}],
+    "sam_from": [{"sam": 0.1}],
+    "max_norm": [{}],
     "sampler_weights": [
         {"sampler": "weighted", "loss": "logit-adjusted", "tau": 10.0},
         {"sampler": "weighted", "post_hoc": "logit-adjustment", "tau": 10.0},
@@ -117,7 +141,10 @@ EFFECTIVE = {
     "focal_gamma": [{"loss": "focal", "class_weights": "inverse"}],
     "margin": [{"loss": "ldam", "classifier": "cosine"}],
     "tau": [{"loss": "logit-adjusted"}, {"post_hoc": "tau-normalisation"}],
+    "vs_gamma": [{"loss": "vs"}],
     "label_smoothing": [{"loss": "balanced-softmax"}],
+    "smoothing_head": [{"loss": "label-aware-smoothing"}],
+    "smoothing_tail": [{"loss": "label-aware-smoothing"}],
     "beta": [{"class_weights": "effective-number"}],
     "reweight_from": [{"class_weights": "inverse"}],
 }  # fmt: skip
