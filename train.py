@@ -1,38 +1,43 @@
 """Stage 3: recipes against imbalance, compared.
 
     python train.py [RECIPE ...] [--seeds N] [--epochs N ...]
+    python train.py race [--seeds N]
 
 Trains each recipe (default: report A's experiments), prints one table and reports on the
 test images. Saves models/NAME.pt with its result file models/NAME.json for each run,
 figures/train_NAME_*.png, and figures/train_comparison.{png,md,json}; models/NAME.csv gets a
 line as each epoch ends. A finished run is not trained again: after an interruption the same
 command does what is missing.
+
+The race compares the remedies of the field, each alone, on one network with one budget. The
+settings of each are chosen on a quarter of the train images, from as many as for every other;
+then it is trained on all of them with 5 seeds, and tested. Saves models/race_K-classes/ and
+figures/race_K-classes.{png,md,json} for K classes.
 """
 
 import argparse
-from dataclasses import asdict
 from pathlib import Path
-from textwrap import fill
 
 from common import options
 from common.errors import InputError
-from common.training.recipes import REPORT_A, variant_name
+from common.training.recipes import RACE, REPORT_A, variant_name
 
 
 def main(args):
     options.check_training(args)
-    recipes = options.chosen_recipes(args.recipes, args)
-    seeds = range(args.seed, args.seed + args.seeds)
-    if seeds[-1] > options.MOST_SEED:
-        raise InputError(
-            f"--seed {args.seed}: {args.seeds} seeds go beyond {options.MOST_SEED}; start lower"
-        )
+    is_race = options.is_race(args)
+    recipes = RACE if is_race else options.chosen_recipes(args.recipes, args)
+    args.seeds = args.seeds or (1 if not is_race else 2 if args.dry_run else 5)
+    seeds = options.seed_range(args)
     if args.reference is not None:
         if args.reference not in recipes:
             raise InputError(
                 f"--reference {args.reference}: not one of the recipes, {', '.join(recipes)}"
             )
         recipes = {args.reference: recipes[args.reference]} | recipes  # it comes first
+    if is_race:
+        race(args, list(recipes), seeds)
+        return
     if not args.dry_run:  # a dry run has a folder of its own
         recipes = {variant_name(name, recipe): recipe for name, recipe in recipes.items()}
     if args.validation == 0 and any(recipe.patience for recipe in recipes.values()):
@@ -40,6 +45,7 @@ def main(args):
 
     from common.metrics.report import from_confusion
     from common.reporting.data_tables import split_text
+    from common.reporting.recipe_comparison import report_comparison
     from common.reporting.training_figures import run_figures
     from common.reporting.training_tables import run_text
     from common.training.runs import Run, check_recipes, train_all
@@ -64,48 +70,54 @@ def main(args):
             figures = run_figures(root / "figures", run, result, report, split)
             paths = [root / "models" / f"{run.file}.{end}" for end in ("pt", "json", "csv")]
             options.print_saved(*filter(Path.exists, paths), *figures)
-    if len(recipes) > 1 or args.seeds > 1:
-        compare_recipes(
-            args, recipes, {run: result_by_run[run] for run in runs}, split, str(device)
-        )
+    if len(runs) > 1:
+        in_order = {run: result_by_run[run] for run in runs}
+        path, record = root / "figures/train_comparison", {"seed": args.seed}
+        text, saved = report_comparison(path, in_order, split, device=str(device), **record)
+        print(f"\n{text}")
+        options.print_saved(*saved)
 
 
-def compare_recipes(args, recipes, result_by_run, split, device):
-    """Print and save the comparison of several recipes or seeds."""
-    from common.files import save_result, write_text
-    from common.metrics.comparison import compare
-    from common.reporting import training_tables as tables
-    from common.reporting.training_figures import recipes_compared
+def race(args, names, seeds):
+    """Choose the settings of each remedy on validation images; train, test and compare all."""
+    from common.reporting.data_tables import split_text
+    from common.reporting.race import report_race
+    from common.reporting.race_tables import plan_text, run_line
+    from common.training import race as the_race
+    from common.training.runs import check_recipes, train_all
 
-    by_recipe = {}
-    for run, result in result_by_run.items():
-        name = f"{run.name} !" if run.recipe.train_on_test else run.name
-        by_recipe.setdefault(name, []).append(result)
-    comparison = compare(by_recipe, split.test.labels.numpy())
-    print(f"\n== {len(split.test.labels)} test images, {args.seeds} seed(s) ==\n")
-    diverged = {run.file: r["diverged"] for run, r in result_by_run.items() if r["diverged"]}
-    for file, message in diverged.items():
-        print(fill(f"{file}: diverged, {message}", 80))
-    if comparison is None:
-        return
-    print(f"{tables.compared_as_text(comparison)}\n\n{tables.legend_text(comparison)}")
-    if any(recipe.train_on_test for recipe in recipes.values()):
-        print("!: trained on the test images too, so its scores are not held out.")
-    path = options.output_dir(args) / "figures" / "train_comparison"
-    saved = [
-        recipes_compared(path.with_suffix(".png"), comparison, tables.RANKED_BY, split),
-        write_text(path.with_suffix(".md"), tables.compared_as_markdown(comparison)),
-        save_result(
-            path.with_suffix(".json"),
-            data=split.record(),
-            seed=args.seed,
-            device=device,
-            seconds=sum(result["seconds"] for result in result_by_run.values()),
-            recipes={name: asdict(recipe) for name, recipe in recipes.items()},
-            comparison=asdict(comparison),
-            diverged=diverged,
-        ),
-    ]
+    device = options.torch_device(args)
+    split = options.load_split(args)
+    selection = the_race.selection_split(split)
+    impossible = the_race.impossible(names, selection, split)
+    if args.reference in impossible:
+        reason = impossible[args.reference]
+        raise InputError(f"--reference {args.reference}: {reason}; give another reference")
+    passes = options.DRY_RUN_EPOCHS if args.dry_run else the_race.PASSES
+    runs = the_race.grid_runs(names, impossible, selection, passes)
+    check_recipes([run.recipe for run in runs], split, args.cluster)
+    settings = options.training_settings(args, device, len(runs))
+    root, file = options.output_dir(args), f"race_{len(split.classes)}-classes"
+    print(split_text(split))
+    print(plan_text(len(runs), len(seeds), impossible, split, selection, settings), flush=True)
+
+    def train(runs, images, folder):
+        """Train a phase, print a line as each run ends; return runs and results by remedy."""
+        result_by_run = {}
+        for run, result in train_all(runs, images, folder, **settings):
+            result_by_run[run] = result
+            print(run_line(len(result_by_run), len(runs), run, result), flush=True)
+        return the_race.by_remedy(runs, result_by_run)
+
+    grid = train(runs, selection, root / "models" / file / "grid")
+    choices = {name: the_race.choose(ended) for name, ended in grid.items()}
+    runs = the_race.final_runs(choices, split, seeds, passes)
+    finals = train(runs, split, root / "models" / file)
+    text, saved = report_race(
+        root / "figures" / file, grid, choices, finals, impossible, split, selection,
+        passes=passes, seed=args.seed, device=str(device),
+    )  # fmt: skip
+    print(f"\n{text}")
     options.print_saved(*saved)
 
 
@@ -113,37 +125,25 @@ class RecipeList(argparse.Action):
     """Print all recipes and end, as --help does."""
 
     def __call__(self, parser, *_):
+        from common.reporting.race_tables import race_list
         from common.reporting.training_tables import recipe_list
 
-        print(recipe_list())
+        print(f"{recipe_list()}\n\n{race_list()}")
         parser.exit()
 
 
 if __name__ == "__main__":
     parser = options.make_parser(__doc__)
-    parser.add_argument(
-        "recipes",
-        nargs="*",
-        metavar="RECIPE",
-        default=list(REPORT_A),
-        help="names from --list (default: report A's experiments)",
-    )
-    parser.add_argument(
-        "--list", action=RecipeList, nargs=0, help="print all recipes and end (default: off)"
-    )
-    parser.add_argument(
-        "--seeds",
-        type=options.number(int, least=1, most=1000),
-        default=1,
-        metavar="N",
-        help="runs of each recipe, with seeds from --seed on (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--reference",
-        type=options.text,
-        metavar="RECIPE",
-        help="the recipe that the others are compared with (default: the first)",
-    )
+    add = parser.add_argument
+    # fmt: off
+    add("recipes", nargs="*", metavar="RECIPE", default=list(REPORT_A),
+        help="names from --list, or race (default: report A's experiments)")
+    add("--list", action=RecipeList, nargs=0, help="print all recipes and end (default: off)")
+    add("--seeds", type=options.number(int, least=1, most=1000), metavar="N",
+        help="runs of each recipe, with seeds from --seed on (default: 1; of the race 5)")
+    add("--reference", type=options.text, metavar="RECIPE",
+        help="the recipe that the others are compared with (default: the first)")
+    # fmt: on
     options.add_training(parser)
     options.add_recipe(parser)
     options.run(main, parser, ["models", "figures"])

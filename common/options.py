@@ -32,6 +32,7 @@ SOURCES = (
     " (default: $CIFAR10_DIR when set, else cifar10; synthetic when that can't be downloaded)"
 )
 DRY_RUN_EPOCHS = 2
+RACE = "race"  # in place of a recipe's name
 
 
 class Parser(argparse.ArgumentParser):
@@ -234,6 +235,48 @@ def check_training(args: argparse.Namespace) -> None:
         raise InputError("--tensorboard: runs on a --cluster write no log; leave one out")
     if args.tensorboard:
         require_tensorboard()
+
+
+def is_race(args: argparse.Namespace) -> bool:
+    """Return whether the race is asked for; then `--test-counts` is full unless it was given.
+
+    Raises InputError for recipes and options that do not go with the race.
+    """
+    if RACE not in args.recipes:
+        return False
+    others = [name for name in args.recipes if name != RACE]
+    if others:
+        raise InputError(
+            f"race {others[0]}: the race has recipes of its own; run {others[0]} in a command"
+            " by itself"
+        )
+    given = [f"--{option_name(name)}" for name in FIELDS if getattr(args, name) is not None]
+    if given:
+        raise InputError(
+            f"{given[0]}: the race sets the whole recipe of each remedy; leave {given[0]} out,"
+            " or name a recipe in place of race"
+        )
+    if args.validation:
+        raise InputError(
+            f"--validation {args.validation:g}: the race itself holds out a quarter of the"
+            " train images; leave it out"
+        )
+    if args.test_counts is None and not args.dry_run:
+        args.test_counts = ["full"]
+    return True
+
+
+def seed_range(args: argparse.Namespace) -> range:
+    """Return the seeds of each recipe: `--seeds` numbers from `--seed` on.
+
+    Raises InputError if there are no such seeds.
+    """
+    seeds = range(args.seed, args.seed + args.seeds)
+    if seeds[-1] > MOST_SEED:
+        raise InputError(
+            f"--seed {args.seed}: {args.seeds} seeds go beyond {MOST_SEED}; start lower"
+        )
+    return seeds
 
 
 def add_recipe(parser: argparse.ArgumentParser, without: str | None = None) -> None:

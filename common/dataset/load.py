@@ -101,7 +101,7 @@ def load(
     if drop_leaks:
         leaks = duplicates.leaks(split.train.images, split.test.images).tolist()
         split = _with_train_labels(split, split.train.labels, leaks, leaks_dropped=len(leaks))
-    return _hold_out(split, validation)
+    return hold_out(split, validation)
 
 
 def _with_label_noise(
@@ -174,7 +174,7 @@ def _with_train_images(split: Split, positions: torch.Tensor) -> Split:
     )
 
 
-def _hold_out(split: Split, share: float) -> Split:
+def hold_out(split: Split, share: float) -> Split:
     """Return the split with a stratified `share` of its train part held out, in order.
 
     Images that must stay together do.

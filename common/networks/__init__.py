@@ -25,13 +25,18 @@ class Architecture(NamedTuple):
     module: str
     name: str
     options: tuple[str, ...] = ()
-    new: dict[str, Any] = {}
+    new: tuple[tuple[str, Any], ...] = ()
 
 
 # To add a network: a module in this folder, and one line here.
 ARCHITECTURES = {
     "simple-cnn": Architecture("simple_cnn", "SimpleCNN", options=("image_size",)),
-    "resnet9": Architecture("resnet9", "ResNet9", ("width", "early_pool"), {"early_pool": True}),
+    "resnet9": Architecture(
+        "resnet9",
+        "ResNet9",
+        options=("width", "early_pool"),
+        new=(("early_pool", True),),
+    ),
 }
 TORCHVISION = "torchvision:"
 IDENTIFIER = r"[^\W\d]\w{0,99}"

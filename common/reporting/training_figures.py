@@ -94,8 +94,12 @@ def recipes_compared(
     comparison: Comparison,
     metric: str,
     split: Split,
+    ends: tuple[float, float] = (-0.05, 1.02),
 ) -> Path:
-    """Draw one dot and 95% interval for each recipe, the best at the top."""
+    """Draw one dot and 95% interval for each recipe, the best at the top.
+
+    ends: the range of the metric's axis.
+    """
     summaries, seeds = comparison.summaries, comparison.seeds
     ranked = sorted(summaries, key=lambda name: summaries[name][metric].mean)
     subject = f"the mean of {seeds} seeds" if seeds > 1 else "the test images, one seed"
@@ -103,7 +107,7 @@ def recipes_compared(
     figure = new_figure(
         8,
         1.6 + 0.3 * len(ranked),
-        f"{metric} of each recipe, 95% interval of {subject}",
+        f"{metric[0].upper()}{metric[1:]} of each recipe, 95% interval of {subject}",
         f"{split.source}; n = {train:,} train, {test:,} test images",
     )
     axes = figure.subplots()
@@ -117,7 +121,7 @@ def recipes_compared(
             ha="center", fontsize=7,
         )  # fmt: skip
     axes.set_yticks(range(len(ranked)), ranked)
-    axes.set_xlim(-0.05, 1.02)
+    axes.set_xlim(*ends)
     axes.set_ylim(-0.6, len(ranked) - 0.3)
     axes.set_xlabel(metric)
     axes.grid(axis="x", alpha=0.3)

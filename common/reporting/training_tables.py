@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from textwrap import fill
 from typing import Any
 
@@ -101,25 +102,28 @@ def cell(s: Summary) -> str:
 
 
 def comparison_columns(
-    summaries: dict[str, dict[str, Summary]], names: Sequence[str]
+    summaries: dict[str, dict[str, Summary]], names: Sequence[str], ranked_by: str = RANKED_BY
 ) -> dict[str, list[str]]:
-    """Return the columns of the comparison by title, with one cell for each of the recipes."""
+    """Return the columns of the comparison by title, with one cell for each of the recipes.
+
+    ranked_by: the metric that P(best) is of.
+    """
     columns = {}
     metrics = list(summaries[names[0]])
     for metric, title in zip(metrics, short_names(metrics, TITLE_WIDTH), strict=True):
         columns[title] = [cell(summaries[name][metric]) for name in names]
-        if metric == RANKED_BY and len(names) > 1:
+        if metric == ranked_by and len(names) > 1:
             columns["P(best)"] = [f"{summaries[name][metric].best:.2f}" for name in names]
     return columns
 
 
-def compared_as_text(comparison: Comparison) -> str:
+def compared_as_text(comparison: Comparison, ranked_by: str = RANKED_BY) -> str:
     """Return the comparison for an 80-column screen."""
     names = list(comparison.summaries)
-    return side_by_side(names, comparison_columns(comparison.summaries, names))
+    return side_by_side(names, comparison_columns(comparison.summaries, names, ranked_by))
 
 
-def legend(comparison: Comparison) -> list[str]:
+def legend(comparison: Comparison, ranked_by: str = RANKED_BY) -> list[str]:
     """Return what the cells of `compared_as_text` mean, in sentences."""
     seeds, reference = comparison.seeds, comparison.reference
     sentences = [
@@ -132,7 +136,7 @@ def legend(comparison: Comparison) -> list[str]:
     if len(comparison.summaries) == 1:
         return sentences
     sentences.append(
-        f"P(best): the probability that no other recipe of the table has a higher {RANKED_BY},"
+        f"P(best): the probability that no other recipe of the table has a higher {ranked_by},"
         f" from draws {'that cover both' if seeds > 1 else 'of the test images'}."
     )
     if seeds > 1:
@@ -153,19 +157,27 @@ def images_legend(comparison: Comparison) -> list[str]:
     ]
 
 
-def legend_text(comparison: Comparison) -> str:
+def legend_text(comparison: Comparison, ranked_by: str = RANKED_BY) -> str:
     """Return the legend for an 80-column screen."""
-    return "\n".join(fill(s, 80, subsequent_indent="  ") for s in legend(comparison))
+    sentences = legend(comparison, ranked_by)
+    return "\n".join(fill(s, 80, subsequent_indent="  ") for s in sentences)
 
 
-def compared_as_markdown(comparison: Comparison) -> str:
-    """Return the comparison as one Markdown table, the best G-mean first, and its legend."""
-    summaries = comparison.summaries
-    ranked = sorted(summaries, key=lambda name: -summaries[name][RANKED_BY].mean)
-    columns = comparison_columns(summaries, ranked)
+def ranked(comparison: Comparison, ranked_by: str = RANKED_BY) -> Comparison:
+    """Return the comparison with its recipes in the order of a metric, the best first."""
+    of = comparison.summaries
+    names = sorted(of, key=lambda name: -of[name][ranked_by].mean)
+    return replace(comparison, summaries={name: of[name] for name in names})
+
+
+def compared_as_markdown(comparison: Comparison, ranked_by: str = RANKED_BY) -> str:
+    """Return the comparison as one Markdown table, the best first, and its legend."""
+    summaries = ranked(comparison, ranked_by).summaries
+    columns = comparison_columns(summaries, list(summaries), ranked_by)
     rows = [
         [f"`{name}`", *(cells[i] for cells in columns.values())]
-        for i, name in enumerate(ranked)
+        for i, name in enumerate(summaries)
     ]
-    notes = "\n".join(f"- {sentence}".replace("*", r"\*") for sentence in legend(comparison))
+    sentences = legend(comparison, ranked_by)
+    notes = "\n".join(f"- {sentence}".replace("*", r"\*") for sentence in sentences)
     return f"{markdown_table(['recipe', *columns], rows)}\n\n{notes}\n"

@@ -211,9 +211,7 @@ def train_steps(
         order = sampling.epoch_order(examples.labels, recipe, epoch, classes, generators.order)
         operation_sizes = None
         if "trivial-augment" in recipe.augment:
-            order, operation_sizes = draw_operations(
-                order, recipe.batch_size, generators.order
-            )
+            order, operation_sizes = draw_operations(order, recipe.batch_size, generators.order)
         drawn = [order.to(home)]
         if recipe.mix != "none":
             mixture = mixing.draw_mixing(n, size, recipe, generators.mixing)

@@ -19,7 +19,7 @@ from common import files
 from common.dataset.split import Split
 from common.errors import DivergedError
 from common.metrics.report import report
-from common.networks import pretrained
+from common.networks import new_arguments, pretrained
 from common.networks.checkpoint import load_checkpoint, save_checkpoint
 from common.networks.prediction import predict
 from common.training import post_hoc
@@ -55,23 +55,24 @@ class Run:
 
 def check_recipes(
     recipes: Iterable[Recipe], split: Split, cluster: str | None = None
-) -> dict[Recipe, dict[str, str]]:
+) -> dict[Recipe, dict[str, Any]]:
     """Check before any work that these recipes can be trained on these images.
 
     Pretrained weights that are not there yet are downloaded. Returns, for each recipe, what its
-    weights depend on beside it, such as the SHA-256 of a file of weights: what
-    `pretrained.prepare` returns. Raises InputError for images, weights, networks and clusters
-    that can't be used.
+    weights depend on beside it: `new_arguments` of the network, which earlier versions built
+    without them, and what `pretrained.prepare` returns, such as the SHA-256 of a file of
+    weights. Raises InputError for images, weights, networks and clusters that can't be used.
     """
     facts = {}
     for recipe in recipes:
         check_examples(recipe, split.train, split.classes)
         if cluster is not None:
             require_sendable(recipe, split)
-        facts[recipe] = pretrained.prepare(
+        weights = pretrained.prepare(
             recipe.network, recipe.pretrained, recipe.weights,
             len(split.classes), split.image_size, recipe.head_option(),
         )  # fmt: skip
+        facts[recipe] = new_arguments(recipe.network) | weights
     return facts
 
 
@@ -255,7 +256,8 @@ def _load_finished_run(
     whole = files.sha256(path.with_suffix(".pt")) == result.get("checkpoint_sha256")
     if not (same_data and same and whole):
         return None
-    if result["diverged"] is None and "test_predictions" not in result:
+    lacks_predictions = len(split.test.labels) and "test_predictions" not in result
+    if result["diverged"] is None and lacks_predictions:
         # An earlier version saved the run.
         network = load_checkpoint(path.with_suffix(".pt"), settings["device"]).network
         result["test_predictions"] = _as_text(predict(network, split.test.images).argmax(1))
@@ -310,12 +312,14 @@ def _train_here(
     folder: Path,
     jobs: int,
     settings: dict[str, Any],
-    facts: dict[Recipe, dict[str, str]],
+    facts: dict[Recipe, dict[str, Any]],
     *,
     tensorboard: bool,
     cache: Path,
 ) -> Iterator[tuple[Run, tuple[dict[str, Any], dict[str, Any] | None]]]:
     """Train the runs in this process or in worker processes; yield each as it ends."""
+    if not runs:  # all are finished
+        return
     train, calls = partial(train_run, **settings), []
     for run in runs:
         states = _state_files(run, split, folder, settings | facts[run.recipe])

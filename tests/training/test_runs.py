@@ -151,6 +151,9 @@ def test_jobs_in_processes_give_the_same_weights(split, tmp_path):
         assert {each.file for each, _ in ended} == {"tiny", "tiny-seed1", "other"}
         contents.append([(tmp_path / f"models/{r.file}.pt").read_bytes() for r in runs])
     assert contents[0] == contents[1]
+    settings["fresh"] = False  # all are finished: nothing is left for the processes
+    ended = train_all(runs, split, tmp_path / "models", jobs=2, **settings)
+    assert [each for each, _ in ended] == runs
 
 
 def test_a_diverged_run_is_marked_and_the_others_go_on(train, trained, tmp_path):

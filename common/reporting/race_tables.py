@@ -1,0 +1,252 @@
+"""What the race prints: its plan, a line for each run, results, choices, published figures."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from textwrap import fill
+from typing import Any
+
+from common.dataset import CIFAR10_CLASSES
+from common.dataset.class_counts import imbalanced_counts
+from common.dataset.draw import DISPLAY_NAMES
+from common.dataset.split import Split
+from common.metrics.comparison import Comparison
+from common.reporting import training_tables as tables
+from common.reporting.tables import WIDTH, markdown_table, text_table
+from common.training.race import PASSES, Choice, points
+from common.training.recipe import Recipe, command_line, option_name
+from common.training.recipes import RACE, RACE_RATES, RESNET
+from common.training.runs import Run
+
+# The settings are chosen by it, and on equally many test images of each class it is the top-1
+# accuracy, the number that the field publishes.
+RANKED_BY = "balanced accuracy"
+# Top-1 accuracy in % on CIFAR-10-LT at ratio 100, and the remedy of the race that is the same.
+PUBLISHED = {
+    "cross-entropy": (70.4, "none"),
+    "mixup": (74.1, "mixup"),
+    "balanced softmax": (77.5, "balanced-softmax"),
+    "LDAM-DRW": (77.7, "ldam-drw"),
+    "cross-entropy, DRW, SAM": (80.6, None),
+    "MiSLAS": (82.5, "mislas"),
+    "balanced meta-softmax, AutoAugment": (84.9, None),
+    "ProCo": (85.9, None),
+}
+
+
+def race_list() -> str:
+    """Return the remedies of the race, each with its own options and the values to try."""
+    rates = " and ".join(f"{rate:g}" for rate in RACE_RATES)
+    without_rate = replace(RESNET, learning_rate=Recipe().learning_rate)
+    heading = (
+        f"The race (train.py race): each remedy at learning rates {rates} and two values of its"
+        f" own hyper-parameter, with {command_line(without_rate)}"
+    )
+    lines = [_filled(heading)]
+    for name, (recipe, parameter, values) in RACE.items():
+        changes = command_line(recipe, RESNET).split()
+        own = [f"--{option_name(parameter)}", " or ".join(f"{value:g}" for value in values)]
+        lines.append(_filled(f"{name:24}{' '.join([*changes, *own])}", " " * 24))
+    return "\n".join(lines)
+
+
+def plan_text(
+    runs: int,
+    seeds: int,
+    impossible: dict[str, str],
+    split: Split,
+    selection: Split,
+    settings: dict[str, Any],
+) -> str:
+    """Return what the race will train.
+
+    runs: of the grid. seeds: of each remedy's final runs. impossible: see `left_out`.
+    settings: the arguments of `train_all`.
+    """
+    train, validation = len(selection.train.labels), len(selection.validation.labels)
+    remedies = len(RACE) - len(impossible)
+    sentences = [
+        *left_out(impossible),
+        f"The race: {runs} runs on {train:,} train images choose the settings of each remedy on"
+        f" {validation:,} others; then {seeds * remedies} runs on all"
+        f" {len(split.train.labels):,}. {settings['jobs']} at a time, on"
+        f" {settings['device']}.",
+        "Of each run that ends: number, balanced accuracy (on the validation images, then on"
+        " the test images), seconds, name.",
+    ]
+    return "\n".join(map(_filled, sentences))
+
+
+def left_out(impossible: dict[str, str]) -> list[str]:
+    """Return a sentence on each remedy that can't be applied, from `race.impossible`."""
+    return [f"{name} is left out: {reason}." for name, reason in impossible.items()]
+
+
+def run_line(number: int, runs: int, run: Run, result: dict[str, Any]) -> str:
+    """Return one line on a run that has ended, the `number`-th of `runs`."""
+    # A run of the grid has no test images, a run of the finals no validation images.
+    report = result.get("report") or result.get("validation")
+    score = f"{report['balanced_accuracy']:.3f}" if report else "diverged"
+    # A saved result names the command that made it.
+    seconds = "before" if "command" in result else f"{result['seconds']:.0f}"
+    return f"{number:{len(str(runs))}}/{runs} {score:>8} {seconds:>6} {run.file}"
+
+
+def choices_text(choices: dict[str, Choice], images: int) -> str:
+    """Return the choices for an 80-column screen. images: the number of validation images."""
+    headers = ["remedy", "own parameter: a, b", *_titles()]
+    rows = []
+    for name, choice in choices.items():
+        parameter, values = _own(name)
+        scores = [
+            f"{_score(score)}{'<' if i == choice.point else ' '}"
+            for i, score in enumerate(choice.scores)
+        ]
+        rows.append([name, f"{parameter} {', '.join(values)}", *scores])
+    sentence = (
+        f"Balanced accuracy on {images:,} validation images, one seed, by learning rate"
+        f" ({', '.join(f'{rate:g}' for rate in RACE_RATES)}) and value (a, b); <: chosen; -:"
+        " diverged."
+    )
+    return f"{text_table(headers, rows, 'll' + 'r' * len(_titles()))}\n\n{_filled(sentence)}"
+
+
+def choices_markdown(choices: dict[str, Choice], images: int) -> str:
+    """Return the choices as a Markdown table. images: the number of validation images."""
+    headers = ["remedy", "learning rate", "own parameter", "value", "a, b", *_titles()]
+    rows = []
+    for name, choice in choices.items():
+        parameter, values = _own(name)
+        rate = value = "-"
+        if choice.point is not None:
+            rate, value = (f"{number:g}" for number in points(name)[choice.point])
+        scores = [
+            f"**{_score(score)}**" if i == choice.point else _score(score)
+            for i, score in enumerate(choice.scores)
+        ]
+        rows.append([f"`{name}`", rate, parameter, value, ", ".join(values), *scores])
+    sentence = (
+        f"The last columns: balanced accuracy on {images:,} validation images, one seed, by"
+        " learning rate and value (a, b) of the own parameter; in bold the chosen point; -:"
+        " diverged."
+    )
+    return f"{markdown_table(headers, rows)}\n\n{sentence}"
+
+
+def notes(split: Split, selection: Split, passes: int) -> list[str]:
+    """Return how the race was run, in sentences."""
+    validation, train = len(selection.validation.labels), len(split.train.labels)
+    return [
+        f"The settings of each remedy were chosen on {validation:,} of the {train:,} train"
+        " images, a stratified part: at each point of its grid one network (seed 0) was trained"
+        " on the others, and the one with the best balanced accuracy won, of equals the first."
+        " (The G-mean can't rank networks that miss a class: it is 0 for each of them.) Test"
+        " images played no part. For the table each remedy was trained again, on all train"
+        " images.",
+        f"Every run has the same budget: it draws {passes} times as many examples as there are"
+        " train images. An epoch of over-sampled images is longer, so there are fewer of them,"
+        " and of under-sampled ones there are more. The second stage of crt and mislas is part"
+        " of the budget.",
+    ]
+
+
+def is_cifar10_lt(split: Split) -> bool:
+    """Return whether the train images are those of CIFAR-10-LT at ratio 100, unchanged."""
+    names = tuple(DISPLAY_NAMES.get(name, name) for name in CIFAR10_CLASSES)
+    if split.classes != names or split.changes or split.source.startswith("synthetic"):
+        return False
+    return split.train.counts(len(names)) == imbalanced_counts("exp", 100, 5000, len(names))
+
+
+def published_rows(comparison: Comparison) -> list[list[str]]:
+    """Return method, published accuracy and, where the race has the method, ours.
+
+    The published one is on equally many test images of each class: a balanced accuracy.
+    """
+    rows = []
+    for method, (accuracy, name) in PUBLISHED.items():
+        ours = ""
+        if name in comparison.summaries:
+            summary = comparison.summaries[name][RANKED_BY]
+            low, high = (100 * end for end in summary.interval)
+            ours = f"{100 * summary.mean:.1f} [{low:.1f}, {high:.1f}]"
+        rows.append([method, f"{accuracy:.1f}", ours])
+    return rows
+
+
+PUBLISHED_HEADERS = ["top-1 accuracy in %", "published", "here"]
+
+
+def published_note(split: Split) -> str:
+    """Return what differs between the published figures and ours, in one sentence."""
+    jpeg = any(file.lower().endswith((".jpg", ".jpeg")) for file in split.train_files)
+    images = "JPEG images" if jpeg else "lossless images"
+    return (
+        "Published: ResNet-32, 200 to 400 epochs, lossless images, 10,000 test images; here:"
+        f" ResNet9 of width 16, {PASSES} epochs, {images}, {len(split.test.labels):,}"
+        " test images; GLMC's 87.8 is of a network 16 times as large and not in the table."
+    )
+
+
+def race_text(
+    comparison: Comparison | None,
+    choices: dict[str, Choice],
+    others: list[str],
+    split: Split,
+    selection: Split,
+    passes: int,
+) -> str:
+    """Return the results for an 80-column screen, the best remedy first.
+
+    others: sentences on the remedies that are not compared. passes: the budget of a run.
+    """
+    images = len(selection.validation.labels)
+    parts = [f"== The race: {len(split.test.labels):,} test images =="]
+    if comparison is not None:
+        best_first = tables.ranked(comparison, RANKED_BY)
+        parts += [tables.compared_as_text(best_first, RANKED_BY)]
+        parts += [tables.legend_text(comparison, RANKED_BY)]
+    parts += map(_filled, others)
+    parts += ["== The choices ==", choices_text(choices, images)]
+    if comparison is not None and is_cifar10_lt(split):
+        table = text_table(PUBLISHED_HEADERS, published_rows(comparison), "lrl")
+        parts += ["== Published figures ==", table, _filled(published_note(split))]
+    return "\n\n".join([*parts, *map(_filled, notes(split, selection, passes))])
+
+
+def race_markdown(
+    comparison: Comparison | None,
+    choices: dict[str, Choice],
+    others: list[str],
+    split: Split,
+    selection: Split,
+    passes: int,
+) -> str:
+    """Return the same as Markdown."""
+    images = len(selection.validation.labels)
+    parts = []
+    if comparison is not None:
+        parts.append(tables.compared_as_markdown(comparison, RANKED_BY).rstrip())
+    parts += [*others, *notes(split, selection, passes), choices_markdown(choices, images)]
+    if comparison is not None and is_cifar10_lt(split):
+        parts.append(markdown_table(PUBLISHED_HEADERS, published_rows(comparison)))
+        parts.append(published_note(split))
+    return "\n\n".join(parts) + "\n"
+
+
+def _own(name: str) -> tuple[str, list[str]]:
+    """Return the option and the values of a remedy's own hyper-parameter."""
+    _, parameter, values = RACE[name]
+    return option_name(parameter), [f"{value:g}" for value in values]
+
+
+def _titles() -> list[str]:
+    return [f"{rate:g} {letter}" for rate in RACE_RATES for letter in "ab"]
+
+
+def _score(score: float | None) -> str:
+    return "-" if score is None else f"{score:.3f}"
+
+
+def _filled(text: str, indent: str = "  ") -> str:
+    return fill(text, WIDTH, subsequent_indent=indent, break_on_hyphens=False)

@@ -1,0 +1,175 @@
+"""The race: the settings of each remedy are chosen on validation images, then it is tested.
+
+Two phases, both through `runs.train_all`. The grid trains each remedy at each of its points, on
+a split that has no test images. The finals train each remedy at its chosen point on all train
+images, with several seeds.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Container, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+
+from common.dataset.load import hold_out
+from common.dataset.split import Split
+from common.errors import InputError
+from common.training.recipe import Recipe, option_name
+from common.training.recipes import RACE, RACE_RATES, RESNET
+from common.training.resampling import check_class_counts, make_examples
+from common.training.runs import Run
+
+HELD_OUT = 0.25  # share of the train images that the settings are chosen on
+GRID_SEED = 0
+PASSES = RESNET.epochs  # the budget of a run, in epochs over the train images
+
+
+class Choice(NamedTuple):
+    """The grid of one remedy.
+
+    scores: the balanced accuracy on the validation images at each of `points`; None: diverged.
+    point: the position of the chosen point, None if all diverged.
+    """
+
+    scores: tuple[float | None, ...]
+    point: int | None
+
+
+def points(name: str) -> list[tuple[float, float]]:
+    """Return the grid of a remedy: (learning rate, value of its own hyper-parameter) pairs."""
+    return list(itertools.product(RACE_RATES, RACE[name].values))
+
+
+def recipe_at(name: str, point: int, counts: Sequence[int], passes: int = PASSES) -> Recipe:
+    """Return the recipe of a remedy at a point of its grid, within the budget of the race.
+
+    counts, passes: see `within_budget`.
+    """
+    recipe, parameter, _ = RACE[name]
+    rate, value = points(name)[point]
+    recipe = replace(recipe, learning_rate=rate, **{parameter: value})
+    return within_budget(recipe, counts, passes)
+
+
+def within_budget(recipe: Recipe, counts: Sequence[int], passes: int = PASSES) -> Recipe:
+    """Return the recipe with as many epochs as draw `passes` times the number of train images.
+
+    counts: train images per class. An epoch draws each example once, and over- and
+    under-sampling change the number of examples. The epochs of crt, on balanced draws, count
+    too. The number of epochs is rounded, and at least 1.
+    """
+    images = sum(counts)
+    over, under = max(counts) * len(counts), min(counts) * len(counts)
+    examples = {"none": images, "random-under": under}.get(recipe.resample, over)
+    if recipe.post_hoc == "crt":
+        passes -= recipe.crt_epochs
+    return replace(recipe, epochs=max(1, round(passes * images / examples)))
+
+
+def selection_split(split: Split) -> Split:
+    """Return the split to choose on: with HELD_OUT of the train images, without test images.
+
+    Its fingerprint does not depend on the test images either: with others, the grid stays.
+    Raises InputError if a class has too few images.
+    """
+    try:
+        chosen = hold_out(split, HELD_OUT)
+    except InputError:
+        raise InputError(
+            "race: chooses on a quarter of the train images, and a class has too few for that;"
+            f" give at least {round(1 / HELD_OUT)} of each class, not all of them in one group"
+        ) from None
+    none = split.test.select(torch.arange(0))  # a slice would bring the images along
+    fingerprint = f"{split.train_fingerprint}-{none.fingerprint()}"
+    return replace(chosen, test=none, test_files=(), fingerprint=fingerprint)
+
+
+def impossible(names: Sequence[str], selection: Split, split: Split) -> dict[str, str]:
+    """Return those of the remedies that can't be applied to these images, with the reasons.
+
+    They are resampling remedies: of a class with fewer images than neighbours, or without any
+    borderline image.
+    """
+    reasons = {}
+    for name in names:
+        for each in (selection, split):
+            counts = each.train.counts(len(each.classes))
+            recipes = [recipe_at(name, point, counts) for point in range(len(points(name)))]
+            try:
+                for recipe in recipes:
+                    check_class_counts(recipe, counts, each.classes)
+                if recipe.resample == "borderline-smote":
+                    make_examples(each.train, each.test, recipe, each.classes, GRID_SEED)
+            except InputError as error:
+                # What the message proposes instead is no part of the race.
+                reasons[name] = str(error).partition(";")[0]
+                break
+    return reasons
+
+
+def grid_runs(
+    names: Sequence[str],
+    without: Container[str],
+    selection: Split,
+    passes: int = PASSES,
+) -> list[Run]:
+    """Return the runs of the grids of these remedies, one for each point.
+
+    without: remedies that are left out. passes: see `within_budget`.
+    """
+    counts = selection.train.counts(len(selection.classes))
+    return [
+        Run(
+            f"{name}+learning-rate={rate:g}+{option_name(RACE[name].parameter)}={value:g}",
+            recipe_at(name, i, counts, passes),
+            GRID_SEED,
+        )
+        for name in names
+        if name not in without
+        for i, (rate, value) in enumerate(points(name))
+    ]
+
+
+def by_remedy(
+    runs: Sequence[Run], result_by_run: dict[Run, dict[str, Any]]
+) -> dict[str, list[tuple[Run, dict[str, Any]]]]:
+    """Return the runs of each remedy with their results, in the order of `runs`."""
+    ended: dict[str, list[tuple[Run, dict[str, Any]]]] = {}
+    for run in runs:
+        name = run.name.partition("+")[0]
+        ended.setdefault(name, []).append((run, result_by_run[run]))
+    return ended
+
+
+def choose(ended: Sequence[tuple[Run, dict[str, Any]]]) -> Choice:
+    """Return the choice among the runs of a remedy's grid, with results, in their order.
+
+    The best balanced accuracy on the validation images; of equals the first, which has the
+    smaller learning rate. (The G-mean can't choose among points that all miss one class: it is
+    0 for each of them.)
+    """
+    scores = tuple(
+        None if result["diverged"] else result["validation"]["balanced_accuracy"]
+        for _, result in ended
+    )
+    finite = [i for i, score in enumerate(scores) if score is not None]
+    return Choice(scores, max(finite, key=lambda i: scores[i], default=None))
+
+
+def final_runs(
+    choices: dict[str, Choice],
+    split: Split,
+    seeds: Sequence[int],
+    passes: int = PASSES,
+) -> list[Run]:
+    """Return the runs of each remedy at its chosen point, one for each seed."""
+    counts = split.train.counts(len(split.classes))
+    return [
+        Run(name, recipe_at(name, choice.point, counts, passes), seed)
+        for name, choice in choices.items()
+        if choice.point is not None
+        for seed in seeds
+    ]

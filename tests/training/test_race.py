@@ -1,0 +1,213 @@
+"""The race: its grid, its budget, what the settings are chosen on, and how."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+from conftest import random_part
+
+from common.dataset.load import load
+from common.dataset.split import LabelledImages, make_split
+from common.errors import InputError
+from common.training.race import (
+    Choice,
+    by_remedy,
+    choose,
+    final_runs,
+    grid_runs,
+    impossible,
+    points,
+    recipe_at,
+    selection_split,
+    within_budget,
+)
+from common.training.recipe import Recipe, from_record
+from common.training.recipes import RACE
+from common.training.runs import Run, train_all
+
+REPORTS = (4949, 466, 210)
+CLASSES = ("car", "truck", "cat")
+# The issue's list of remedies.
+REMEDIES = [
+    "none", "weights-inverse", "effective-number", "deferred-weights", "balanced-sampler",
+    "square-root-sampler", "progressive-sampler", "focal", "ldam", "ldam-drw",
+    "balanced-softmax", "logit-adjusted", "vs", "post-hoc", "tau-normalisation", "crt", "smote",
+    "borderline-smote", "random-over", "random-under", "mixup", "cutmix", "mislas",
+]  # fmt: skip
+SETTINGS = {"device": "cpu", "jobs": 1, "threads": 1}
+
+
+def split_of(train, test=None, **others):
+    """Return a split of these train images, in order of class, and 3 test images of each."""
+    test = random_part((3, 3, 3), seed=1) if test is None else test
+    return make_split(train, test, CLASSES, "a source", 0, **others)
+
+
+def test_every_remedy_runs_once_with_as_many_points_on_the_same_network_and_schedule():
+    assert list(RACE) == REMEDIES
+    shared = ("network", "width", "batch_size", "schedule", "warm_up", "optimizer", "momentum",
+              "nesterov", "augment", "precision", "ema", "flip_average")  # fmt: skip
+    settings = set()
+    for name in RACE:
+        recipes = [recipe_at(name, i, REPORTS) for i in range(len(points(name)))]
+        assert len(recipes) == len(set(recipes)) == 4, name
+        assert sorted(recipe.learning_rate for recipe in recipes) == [0.1, 0.1, 0.3, 0.3]
+        for recipe in recipes:
+            assert from_record(asdict(recipe)) == recipe  # values that the options allow
+            settings.add(tuple(getattr(recipe, field) for field in shared))
+    assert len(settings) == 1
+    # Each remedy is another one: no two are the same training.
+    all_recipes = [recipe_at(name, 0, REPORTS) for name in RACE]
+    assert len(set(all_recipes)) == len(all_recipes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "counts", "epochs"),
+    [
+        ({}, REPORTS, 30),
+        ({"sampler": "balanced"}, REPORTS, 30),
+        # 30 x 5,625 draws = 168,750; over-sampled there are 3 x 4,949 = 14,847 examples.
+        ({"resample": "smote"}, REPORTS, 11),
+        ({"resample": "borderline-smote"}, REPORTS, 11),
+        ({"resample": "random-over"}, REPORTS, 11),
+        ({"resample": "random-under"}, REPORTS, 268),  # of 630: 267.9
+        ({"post_hoc": "crt", "crt_epochs": 5}, REPORTS, 25),
+        ({"post_hoc": "crt", "crt_epochs": 10}, REPORTS, 20),
+        ({"post_hoc": "crt", "crt_epochs": 40}, REPORTS, 1),
+        ({"crt_epochs": 10}, REPORTS, 30),
+        ({"resample": "smote"}, (1000, 1), 15),  # 30 x 1,001 / 2,000
+        ({"resample": "smote"}, (1000, *[1] * 99), 1),  # 0.3
+    ],
+)
+def test_every_run_draws_as_many_examples(changes, counts, epochs):
+    recipe = Recipe(**changes)
+    assert within_budget(recipe, counts) == replace(recipe, epochs=epochs)
+
+
+def test_the_budget_of_a_dry_run_is_smaller():
+    assert within_budget(Recipe(resample="random-under"), (60, 20, 20), passes=2).epochs == 3
+    assert recipe_at("none", 0, REPORTS, passes=2).epochs == 2
+
+
+@pytest.mark.parametrize(
+    ("scores", "point"),
+    [
+        ([0.5, 0.7, 0.6, 0.65], 1),
+        ([0.5, 0.6, 0.7, 0.7], 2),  # of equals the first
+        ([None, 0.2, None, 0.3], 3),
+        ([0.2, None, None, None], 0),
+        ([None] * 4, None),
+    ],
+)
+def test_the_best_balanced_accuracy_on_validation_images_is_chosen(scores, point):
+    def result(i, score):
+        if score is None:
+            return {"diverged": "the loss is not finite at step 3"}
+        # The G-mean would choose otherwise.
+        validation = {"balanced_accuracy": score, "g_mean": 1 - score}
+        return {"diverged": None, "validation": validation}
+
+    ended = [(Run(f"a+{i}", Recipe(), 0), result(i, score)) for i, score in enumerate(scores)]
+    assert choose(ended) == Choice(tuple(scores), point)
+
+
+def test_the_settings_are_chosen_on_a_quarter_of_the_train_images_without_test_images():
+    split = split_of(random_part((40, 20, 8)))
+    selection = selection_split(split)
+    assert selection.train.counts(3) == [30, 15, 6]
+    assert selection.validation.counts(3) == [10, 5, 2]
+    assert len(selection.test.labels) == len(selection.test.images) == 0
+    assert selection.test.images.untyped_storage().nbytes() == 0  # not even out of sight
+    parts = (selection.train, selection.validation)
+    pixels = [{image.numpy().tobytes() for image in part.images} for part in parts]
+    assert pixels[0] | pixels[1] == {image.numpy().tobytes() for image in split.train.images}
+    assert not pixels[0] & pixels[1]
+    # Other test images leave the grid as it is; other train images do not.
+    others = split_of(split.train, random_part((5, 5, 5), seed=2))
+    assert selection_split(others).record() == selection.record()
+    others = split_of(random_part((40, 20, 8), seed=3))
+    assert selection_split(others).record() != selection.record()
+
+
+def test_images_that_belong_together_stay_on_one_side():
+    part = random_part((40, 20, 8))
+    groups = torch.arange(68) // 2  # pairs
+    chosen = selection_split(split_of(part, train_groups=groups)).validation
+    held_out = {image.numpy().tobytes() for image in chosen.images}
+    sides = [image.numpy().tobytes() in held_out for image in part.images]
+    assert sides[::2] == sides[1::2]
+    assert sum(sides) == 17 - 1  # of 10, 5 and 2 images 5 is no number of pairs
+
+
+@pytest.mark.parametrize(("counts", "grouped"), [((40, 20, 1), False), ((40, 20, 4), True)])
+def test_too_few_images_to_choose_on_are_refused(counts, grouped):
+    part = random_part(counts)
+    # All images of the last class are in one group, each other image is in one of its own.
+    groups = torch.where(part.labels == 2, 7, torch.arange(1000, 1000 + sum(counts)))
+    split = split_of(part, train_groups=groups) if grouped else split_of(part)
+    with pytest.raises(InputError, match=r"^race: .*at least 4 of each class"):
+        selection_split(split)
+
+
+def test_remedies_that_need_more_images_are_left_out():
+    split = split_of(random_part((60, 40, 14)))  # 10 or 11 of the 14 are left to train on
+    selection = selection_split(split)
+    assert selection.train.counts(3)[2] in (10, 11)
+    few = split_of(random_part((60, 40, 12)))
+    found = impossible(REMEDIES, selection_split(few), few)
+    assert list(found) == ["smote", "borderline-smote"]
+    assert found["smote"].endswith(
+        "too few images for 10 neighbours (training images of cat: 9)"
+    )
+    assert impossible(["none", "focal"], selection_split(few), few) == {}
+
+
+def test_a_remedy_without_anything_to_resample_is_left_out():
+    labels = torch.repeat_interleave(torch.arange(3), torch.tensor([60, 40, 32]))
+    images = random_part((132,)).images // 8 + (90 * labels[:, None, None, None]).byte()
+    split = split_of(LabelledImages(images, labels))  # classes that are far from each other
+    found = impossible(REMEDIES, selection_split(split), split)
+    assert list(found) == ["borderline-smote"]
+    assert "is borderline" in found["borderline-smote"]
+
+
+def test_the_final_runs_are_those_of_the_chosen_points_on_all_train_images():
+    split = split_of(random_part((400, 40, 16)))
+    choices = {
+        "focal": Choice((0.1, 0.2, 0.3, 0.4), 2),
+        "smote": Choice((0.1, 0.4, 0.3, 0.2), 1),
+        "vs": Choice((None,) * 4, None),
+    }
+    runs = final_runs(choices, split, range(4, 6))
+    assert [run.file for run in runs] == [
+        "focal-seed4", "focal-seed5", "smote-seed4", "smote-seed5"
+    ]  # fmt: skip
+    focal, smote = runs[0].recipe, runs[2].recipe
+    assert (focal.loss, focal.learning_rate, focal.focal_gamma) == ("focal", 0.3, 1.0)
+    assert (smote.resample, smote.learning_rate, smote.neighbours) == ("smote", 0.1, 10)
+    assert (focal.epochs, smote.epochs) == (30, 11)  # 30 x 456 / 1,200 = 11.4
+
+
+def test_every_remedy_trains_and_its_grid_sees_no_test_image(tmp_path):
+    split = load("synthetic", dry_run=True, cache=tmp_path / "cache")
+    selection = selection_split(split)
+    names = list(RACE)
+    assert impossible(names, selection, split) == {}
+    runs = grid_runs(names, ["focal"], selection, passes=1)
+    assert len({run.file for run in runs}) == len(runs) == 4 * (len(names) - 1)
+    small = {"width": 4, "batch_size": 25, "crt_epochs": 1, "epochs": 1}
+    first = [replace(run, recipe=replace(run.recipe, **small)) for run in runs[::4]]
+    results = dict(train_all(first, selection, tmp_path, **SETTINGS))
+    for run, result in results.items():
+        assert result["diverged"] is None
+        assert "report" not in result
+        assert "test_predictions" not in result
+        assert sum(map(sum, result["validation"]["confusion"])) == 25, run.name
+    again = dict(train_all(first, selection, tmp_path, **SETTINGS))
+    assert all("command" in result for result in again.values())  # read from their files
+    assert not any("test_predictions" in result for result in again.values())
+    ended = by_remedy(first, again)
+    assert list(ended) == [name for name in names if name != "focal"]
+    assert all(ended[name][0][0].name.startswith(f"{name}+") for name in ended)
