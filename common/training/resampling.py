@@ -157,7 +157,8 @@ def _resample(
     """Return the part with equally large classes.
 
     The size is that of the largest class (adasyn: approximately) or, for random-under, that of
-    the smallest.
+    the smallest. borderline-smote leaves a class without any borderline image as it is; if
+    it leaves all classes so, the function raises InputError.
     """
     # Imported here: the import takes a second, in every process that trains.
     from imblearn import over_sampling, under_sampling
@@ -180,10 +181,8 @@ def _resample(
     if part.images.dtype == torch.uint8:
         images = images.round_().clamp_(0, 255).to(torch.uint8)
     result = LabelledImages(images.view(-1, *part.images.shape[1:]), torch.from_numpy(y))
-    if recipe.resample == "borderline-smote":  # skips a class without a warning
-        for name, before, after in zip(
-            classes, counts, result.counts(len(classes)), strict=True
-        ):
-            if after == before < max(counts):
-                raise InputError(f"{option}: no image of {name} is borderline; {remedy}")
+    if recipe.resample == "borderline-smote" and result.counts(len(classes)) == counts:
+        smaller = [name for name, n in zip(classes, counts, strict=True) if n < max(counts)]
+        if smaller:
+            raise InputError(f"{option}: no image of {smaller[0]} is borderline; {remedy}")
     return result

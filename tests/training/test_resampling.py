@@ -266,3 +266,10 @@ def test_resampling_of_separate_classes_is_refused(resample, reason):
     separate = (train.images // 32 + 100 * train.labels[:, None, None, None]).to(torch.uint8)
     with pytest.raises(InputError, match=f"^--resample {resample}: .*{reason}.*; use"):
         examples(LabelledImages(separate, train.labels), resample=resample, neighbours=3)
+
+
+def test_borderline_smote_leaves_a_class_far_from_the_others_as_it_is():
+    train = random_part((20, 12, 8))
+    train.images[32:] = 255 - train.images[32:] // 32  # the cats: bright, without neighbours
+    result = examples(train, resample="borderline-smote", neighbours=3)
+    assert result.counts(3) == [20, 20, 8]
