@@ -135,3 +135,48 @@ def test_an_unknown_section_is_one_line(script):
     done = script("benchmarks/run.py", "steps", "--quick")
     assert done.returncode == 2
     assert is_one_line(done.stderr, "steps", "step, resnet")
+
+
+SMALL = ("--dry-run", "--data", "synthetic", "--threads", 1, "--output-dir")
+
+
+def test_candidates_are_judged_on_train_images_and_added_to_the_log(in_process, tmp_path):
+    log = tmp_path / "benchmarks/best.md"
+    log.parent.mkdir()
+    log.write_text("# The choice\n\nIn words.\n\n")
+    for folds in (2, 3):
+        done = in_process("benchmarks/best.py", "before", "--folds", folds, *SMALL, tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert max(map(len, done.stdout.splitlines())) <= 80
+        text = log.read_text()
+        assert text.startswith("# The choice\n\nIn words.\n\n<!--")
+        assert text.count("<!--") == text.count("| `before` ") == 1
+    [results] = json.loads(log.with_suffix(".json").read_text()).values()
+    result = results["before"]
+    predictions = [int(k) for k in result["predictions"].split()]
+    assert len(predictions) == sum(results["data"]["train_counts"])
+    confusion = result["report"]["confusion"]
+    assert [sum(row) for row in confusion] == results["data"]["train_counts"]
+    assert [sum(column) for column in zip(*confusion, strict=True)] == [
+        predictions.count(k) for k in range(3)
+    ]
+
+
+def test_an_unknown_candidate_is_one_line(script):
+    done = script("benchmarks/best.py", "later", "--dry-run")
+    assert done.returncode == 2
+    assert is_one_line(done.stderr, "later", "before")
+
+
+def test_the_ablation_trains_best_without_each_part(in_process, tmp_path):
+    done = in_process("benchmarks/ablation.py", "--seeds", 1, *SMALL, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    result = json.loads((tmp_path / "benchmarks/ablation.json").read_text())
+    names = list(result["comparison"]["summaries"])
+    assert names[0] == result["comparison"]["reference"] == "best"
+    for name in names[1:]:
+        recipe, best = result["recipes"][name], result["recipes"]["best"]
+        changed = [field for field in recipe if recipe[field] != best[field]]
+        assert len(changed) == 1, name
+        assert f"| `{name}` " in (tmp_path / "benchmarks/ablation.md").read_text()
