@@ -20,10 +20,10 @@ PARTS = {
     "square-root-sampling": {"sampler": "shuffle"},
     "logit-adjustment": {"loss": "cross-entropy"},
     "cutmix": {"mix": "none"},
-    "mirror-image": {"flip_average": False},
     "averaged-weights": {"ema": 0.0},
+    "cutout": {"augment": ("flip", "crop", "colour")},
+    "colour": {"augment": ("flip", "crop", "cutout")},
     "longer-training": {"epochs": 30},
-    "wider-network": {"width": None},
 }
 
 

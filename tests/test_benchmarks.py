@@ -145,14 +145,14 @@ def test_candidates_are_judged_on_train_images_and_added_to_the_log(in_process, 
     log.parent.mkdir()
     log.write_text("# The choice\n\nIn words.\n\n")
     for folds in (2, 3):
-        done = in_process("benchmarks/best.py", "before", "--folds", folds, *SMALL, tmp_path)
+        done = in_process("benchmarks/best.py", "best", "--folds", folds, *SMALL, tmp_path)
         assert done.returncode == 0, done.stderr
         assert max(map(len, done.stdout.splitlines())) <= 80
         text = log.read_text()
         assert text.startswith("# The choice\n\nIn words.\n\n<!--")
-        assert text.count("<!--") == text.count("| `before` ") == 1
+        assert text.count("<!--") == text.count("| `best` ") == 1
     [results] = json.loads(log.with_suffix(".json").read_text()).values()
-    result = results["before"]
+    result = results["best"]
     predictions = [int(k) for k in result["predictions"].split()]
     assert len(predictions) == sum(results["data"]["train_counts"])
     confusion = result["report"]["confusion"]
@@ -165,7 +165,7 @@ def test_candidates_are_judged_on_train_images_and_added_to_the_log(in_process, 
 def test_an_unknown_candidate_is_one_line(script):
     done = script("benchmarks/best.py", "later", "--dry-run")
     assert done.returncode == 2
-    assert is_one_line(done.stderr, "later", "before")
+    assert is_one_line(done.stderr, "later", "best, mirror-image")
 
 
 def test_the_ablation_trains_best_without_each_part(in_process, tmp_path):

@@ -84,18 +84,15 @@ FIELD = {
     "mixup": replace(ORIGINAL, mix="mixup", loss="balanced-softmax"),
     "cutmix": replace(ORIGINAL, mix="cutmix", loss="balanced-softmax"),
 }
-# The recipe that won on validation images (benchmarks/best.md): neither plain draws, which
-# leave trucks and cats too few steps, nor balanced ones, which over-fit them; the loss corrects
-# the rest.
+# The recipe that won on validation images (README): neither plain draws, which leave trucks
+# and cats too few steps, nor balanced ones, which over-fit them; the loss corrects the rest.
 BEST = replace(
     RESNET,
-    width=24,
-    flip_average=True,
-    epochs=100,
+    epochs=55,
     warm_up=0.2,
     sampler="square-root",
     loss="logit-adjusted",
-    augment=("flip", "crop", "trivial-augment"),
+    augment=("flip", "crop", "cutout", "colour"),
     mix="cutmix",
     ema=0.995,
 )
@@ -132,7 +129,7 @@ RECIPES = {
     "resnet9-logit-adjusted": replace(RESNET, loss="logit-adjusted"),
     "best": BEST,
     "robust": ROBUST,
-    "best-cuda": replace(BEST, width=64, epochs=200),
+    "best-cuda": replace(BEST, width=64, epochs=100),
     "linear-probe": LINEAR_PROBE,
 }
 
