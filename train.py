@@ -16,17 +16,20 @@ figures/race_K-classes.{png,md,json} for K classes.
 """
 
 import argparse
+from itertools import chain
 from pathlib import Path
 
 from common import options
 from common.errors import InputError
-from common.training.recipes import RACE, REPORT_A, variant_name
+from common.training import recipes as named
 
 
 def main(args):
     options.check_training(args)
-    is_race = options.is_race(args)
-    recipes = RACE if is_race else options.chosen_recipes(args.recipes, args)
+    if is_race := named.RACE_NAME in args.recipes:
+        named.require_race_alone(args.recipes, options.given_fields(args), args.validation)
+        args.test_counts = args.test_counts or (None if args.dry_run else ["full"])
+    recipes = named.RACE if is_race else options.chosen_recipes(args.recipes, args)
     args.seeds = args.seeds or (1 if not is_race else 2 if args.dry_run else 5)
     seeds = options.seed_range(args)
     if args.reference is not None:
@@ -36,10 +39,9 @@ def main(args):
             )
         recipes = {args.reference: recipes[args.reference]} | recipes  # it comes first
     if is_race:
-        race(args, list(recipes), seeds)
-        return
+        return race(args, list(recipes), seeds)
     if not args.dry_run:  # a dry run has a folder of its own
-        recipes = {variant_name(name, recipe): recipe for name, recipe in recipes.items()}
+        recipes = {named.variant_name(name, recipe): recipe for name, recipe in recipes.items()}
     if args.validation == 0 and any(recipe.patience for recipe in recipes.values()):
         args.validation = 0.1  # early stopping selects an epoch, and needs images for it
 
@@ -71,9 +73,10 @@ def main(args):
             paths = [root / "models" / f"{run.file}.{end}" for end in ("pt", "json", "csv")]
             options.print_saved(*filter(Path.exists, paths), *figures)
     if len(runs) > 1:
-        in_order = {run: result_by_run[run] for run in runs}
-        path, record = root / "figures/train_comparison", {"seed": args.seed}
-        text, saved = report_comparison(path, in_order, split, device=str(device), **record)
+        text, saved = report_comparison(
+            root / "figures" / "train_comparison", {run: result_by_run[run] for run in runs},
+            split, seed=args.seed, device=str(device),
+        )  # fmt: skip
         print(f"\n{text}")
         options.print_saved(*saved)
 
@@ -84,7 +87,7 @@ def race(args, names, seeds):
     from common.reporting.race import report_race
     from common.reporting.race_tables import plan_text, run_line
     from common.training import race as the_race
-    from common.training.runs import check_recipes, train_all
+    from common.training.runs import check_recipes
 
     device = options.torch_device(args)
     split = options.load_split(args)
@@ -95,24 +98,21 @@ def race(args, names, seeds):
         raise InputError(f"--reference {args.reference}: {reason}; give another reference")
     passes = options.DRY_RUN_EPOCHS if args.dry_run else the_race.PASSES
     runs = the_race.grid_runs(names, impossible, selection, passes)
-    check_recipes([run.recipe for run in runs], split, args.cluster)
-    settings = options.training_settings(args, device, len(runs))
+    recipes = [run.recipe for run in chain(*runs.values())]
+    check_recipes(recipes, split, args.cluster)
+    settings = options.training_settings(args, device, len(recipes))
     root, file = options.output_dir(args), f"race_{len(split.classes)}-classes"
     print(split_text(split))
-    print(plan_text(len(runs), len(seeds), impossible, split, selection, settings), flush=True)
+    plan = (len(recipes), len(seeds), impossible, split, selection, settings)
+    print(plan_text(*plan), flush=True)
 
-    def train(runs, images, folder):
-        """Train a phase, print a line as each run ends; return runs and results by remedy."""
-        result_by_run = {}
-        for run, result in train_all(runs, images, folder, **settings):
-            result_by_run[run] = result
-            print(run_line(len(result_by_run), len(runs), run, result), flush=True)
-        return the_race.by_remedy(runs, result_by_run)
+    def show(*ended):
+        print(run_line(*ended), flush=True)
 
-    grid = train(runs, selection, root / "models" / file / "grid")
+    grid = the_race.train(runs, selection, root / "models" / file / "grid", show, settings)
     choices = {name: the_race.choose(ended) for name, ended in grid.items()}
     runs = the_race.final_runs(choices, split, seeds, passes)
-    finals = train(runs, split, root / "models" / file)
+    finals = the_race.train(runs, split, root / "models" / file, show, settings)
     text, saved = report_race(
         root / "figures" / file, grid, choices, finals, impossible, split, selection,
         passes=passes, seed=args.seed, device=str(device),
@@ -136,7 +136,7 @@ if __name__ == "__main__":
     parser = options.make_parser(__doc__)
     add = parser.add_argument
     # fmt: off
-    add("recipes", nargs="*", metavar="RECIPE", default=list(REPORT_A),
+    add("recipes", nargs="*", metavar="RECIPE", default=list(named.REPORT_A),
         help="names from --list, or race (default: report A's experiments)")
     add("--list", action=RecipeList, nargs=0, help="print all recipes and end (default: off)")
     add("--seeds", type=options.number(int, least=1, most=1000), metavar="N",

@@ -42,9 +42,9 @@ def main(args):
             for name, recipe in recipes.items()
         }
     runs = [
-        Run(name, recipe, args.seed + i)
+        Run(name, recipe, seed)
         for name, recipe in recipes.items()
-        for i in range(args.seeds)
+        for seed in options.seed_range(args)
     ]
     folder = options.output_dir(args)
     settings = options.training_settings(args, device, len(runs))

@@ -32,7 +32,6 @@ SOURCES = (
     " (default: $CIFAR10_DIR when set, else cifar10; synthetic when that can't be downloaded)"
 )
 DRY_RUN_EPOCHS = 2
-RACE = "race"  # in place of a recipe's name
 
 
 class Parser(argparse.ArgumentParser):
@@ -237,35 +236,6 @@ def check_training(args: argparse.Namespace) -> None:
         require_tensorboard()
 
 
-def is_race(args: argparse.Namespace) -> bool:
-    """Return whether the race is asked for; then `--test-counts` is full unless it was given.
-
-    Raises InputError for recipes and options that do not go with the race.
-    """
-    if RACE not in args.recipes:
-        return False
-    others = [name for name in args.recipes if name != RACE]
-    if others:
-        raise InputError(
-            f"race {others[0]}: the race has recipes of its own; run {others[0]} in a command"
-            " by itself"
-        )
-    given = [f"--{option_name(name)}" for name in FIELDS if getattr(args, name) is not None]
-    if given:
-        raise InputError(
-            f"{given[0]}: the race sets the whole recipe of each remedy; leave {given[0]} out,"
-            " or name a recipe in place of race"
-        )
-    if args.validation:
-        raise InputError(
-            f"--validation {args.validation:g}: the race itself holds out a quarter of the"
-            " train images; leave it out"
-        )
-    if args.test_counts is None and not args.dry_run:
-        args.test_counts = ["full"]
-    return True
-
-
 def seed_range(args: argparse.Namespace) -> range:
     """Return the seeds of each recipe: `--seeds` numbers from `--seed` on.
 
@@ -323,13 +293,17 @@ def chosen_recipes(names: list[str], args: argparse.Namespace) -> dict[str, Reci
     A dry run has at most two epochs. Raises InputError for an unknown name and for options
     that contradict each other.
     """
+    return select(names, given_fields(args), DRY_RUN_EPOCHS if args.dry_run else None)
+
+
+def given_fields(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the fields of Recipe that were given as options, with their values."""
     given = {name: getattr(args, name) for name in FIELDS}
-    changes = {
+    return {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in given.items()
         if value is not None
     }
-    return select(names, changes, DRY_RUN_EPOCHS if args.dry_run else None)
 
 
 def typed_options(

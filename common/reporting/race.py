@@ -12,6 +12,7 @@ from common.metrics.comparison import Comparison, compare
 from common.reporting.race_tables import (
     PUBLISHED,
     RANKED_BY,
+    Race,
     is_cifar10_lt,
     left_out,
     race_markdown,
@@ -47,13 +48,13 @@ def report_race(
     results = {name: [result for _, result in ended] for name, ended in finals.items()}
     comparison = compare(results, split.test.labels.numpy()) if results else None
     others = _not_compared(choices, finals, impossible)
-    texts = (comparison, choices, others, split, selection, passes)
+    race = Race(comparison, choices, others, split, selection, passes)
     saved = []
     if comparison is not None:
         figure = path.with_suffix(".png")
         ends = _ends(comparison)
         saved.append(recipes_compared(figure, comparison, RANKED_BY, split, ends))
-    saved.append(files.write_text(path.with_suffix(".md"), race_markdown(*texts)))
+    saved.append(files.write_text(path.with_suffix(".md"), race_markdown(race)))
     both = [result for ended in (*grid.values(), *finals.values()) for _, result in ended]
     saved.append(
         files.save_result(
@@ -72,7 +73,7 @@ def report_race(
             **record,
         )
     )
-    return race_text(*texts), saved
+    return race_text(race), saved
 
 
 def _remedy_record(

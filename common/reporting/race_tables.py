@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from textwrap import fill
-from typing import Any
+from typing import Any, NamedTuple
 
 from common.dataset import CIFAR10_CLASSES
 from common.dataset.class_counts import imbalanced_counts
@@ -188,46 +188,46 @@ def published_note(split: Split) -> str:
     )
 
 
-def race_text(
-    comparison: Comparison | None,
-    choices: dict[str, Choice],
-    others: list[str],
-    split: Split,
-    selection: Split,
-    passes: int,
-) -> str:
-    """Return the results for an 80-column screen, the best remedy first.
+class Race(NamedTuple):
+    """What both texts tell.
 
-    others: sentences on the remedies that are not compared. passes: the budget of a run.
+    comparison: None if every remedy diverged. others: sentences on the remedies that are not
+    compared. passes: the budget of a run.
     """
-    images = len(selection.validation.labels)
+
+    comparison: Comparison | None
+    choices: dict[str, Choice]
+    others: list[str]
+    split: Split
+    selection: Split
+    passes: int
+
+
+def race_text(race: Race) -> str:
+    """Return the results for an 80-column screen, the best remedy first."""
+    comparison, split = race.comparison, race.split
     parts = [f"== The race: {len(split.test.labels):,} test images =="]
     if comparison is not None:
         best_first = tables.ranked(comparison, RANKED_BY)
         parts += [tables.compared_as_text(best_first, RANKED_BY)]
         parts += [tables.legend_text(comparison, RANKED_BY)]
-    parts += map(_filled, others)
-    parts += ["== The choices ==", choices_text(choices, images)]
+    parts += map(_filled, race.others)
+    images = len(race.selection.validation.labels)
+    parts += ["== The choices ==", choices_text(race.choices, images)]
     if comparison is not None and is_cifar10_lt(split):
         table = text_table(PUBLISHED_HEADERS, published_rows(comparison), "lrl")
         parts += ["== Published figures ==", table, _filled(published_note(split))]
-    return "\n\n".join([*parts, *map(_filled, notes(split, selection, passes))])
+    return "\n\n".join([*parts, *map(_filled, notes(split, race.selection, race.passes))])
 
 
-def race_markdown(
-    comparison: Comparison | None,
-    choices: dict[str, Choice],
-    others: list[str],
-    split: Split,
-    selection: Split,
-    passes: int,
-) -> str:
+def race_markdown(race: Race) -> str:
     """Return the same as Markdown."""
-    images = len(selection.validation.labels)
+    comparison, split = race.comparison, race.split
     parts = []
     if comparison is not None:
         parts.append(tables.compared_as_markdown(comparison, RANKED_BY).rstrip())
-    parts += [*others, *notes(split, selection, passes), choices_markdown(choices, images)]
+    parts += [*race.others, *notes(split, race.selection, race.passes)]
+    parts.append(choices_markdown(race.choices, len(race.selection.validation.labels)))
     if comparison is not None and is_cifar10_lt(split):
         parts.append(markdown_table(PUBLISHED_HEADERS, published_rows(comparison)))
         parts.append(published_note(split))

@@ -8,8 +8,9 @@ images, with several seeds.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -20,7 +21,7 @@ from common.errors import InputError
 from common.training.recipe import Recipe, option_name
 from common.training.recipes import RACE, RACE_RATES, RESNET
 from common.training.resampling import check_class_counts, make_examples
-from common.training.runs import Run
+from common.training.runs import Run, train_all
 
 HELD_OUT = 0.25  # share of the train images that the settings are chosen on
 GRID_SEED = 0
@@ -59,7 +60,8 @@ def within_budget(recipe: Recipe, counts: Sequence[int], passes: int = PASSES) -
 
     counts: train images per class. An epoch draws each example once, and over- and
     under-sampling change the number of examples. The epochs of crt, on balanced draws, count
-    too. The number of epochs is rounded, and at least 1.
+    too. The number of epochs is rounded, and at least 1. (Classes that borderline-smote leaves
+    as they are make its draws fewer.)
     """
     images = sum(counts)
     over, under = max(counts) * len(counts), min(counts) * len(counts)
@@ -90,8 +92,8 @@ def selection_split(split: Split) -> Split:
 def impossible(names: Sequence[str], selection: Split, split: Split) -> dict[str, str]:
     """Return those of the remedies that can't be applied to these images, with the reasons.
 
-    They are resampling remedies: of a class with fewer images than neighbours, or without any
-    borderline image.
+    They are resampling remedies: where a class has fewer images than neighbours, or no image
+    of any smaller class is borderline.
     """
     reasons = {}
     for name in names:
@@ -115,33 +117,46 @@ def grid_runs(
     without: Container[str],
     selection: Split,
     passes: int = PASSES,
-) -> list[Run]:
-    """Return the runs of the grids of these remedies, one for each point.
+) -> dict[str, list[Run]]:
+    """Return, for each of these remedies, the runs of its grid, one for each point.
 
     without: remedies that are left out. passes: see `within_budget`.
     """
     counts = selection.train.counts(len(selection.classes))
-    return [
-        Run(
-            f"{name}+learning-rate={rate:g}+{option_name(RACE[name].parameter)}={value:g}",
-            recipe_at(name, i, counts, passes),
-            GRID_SEED,
-        )
+    return {
+        name: [
+            Run(
+                f"{name}+learning-rate={rate:g}+{option_name(RACE[name].parameter)}={value:g}",
+                recipe_at(name, i, counts, passes),
+                GRID_SEED,
+            )
+            for i, (rate, value) in enumerate(points(name))
+        ]
         for name in names
         if name not in without
-        for i, (rate, value) in enumerate(points(name))
-    ]
+    }
 
 
-def by_remedy(
-    runs: Sequence[Run], result_by_run: dict[Run, dict[str, Any]]
+def train(
+    by_remedy: dict[str, list[Run]],
+    images: Split,
+    folder: Path,
+    show: Callable[[int, int, Run, dict[str, Any]], None],
+    settings: dict[str, Any],
 ) -> dict[str, list[tuple[Run, dict[str, Any]]]]:
-    """Return the runs of each remedy with their results, in the order of `runs`."""
-    ended: dict[str, list[tuple[Run, dict[str, Any]]]] = {}
-    for run in runs:
-        name = run.name.partition("+")[0]
-        ended.setdefault(name, []).append((run, result_by_run[run]))
-    return ended
+    """Train the runs of a phase, and return each remedy's runs with their results.
+
+    show: is called as each run ends, with its number, the number of all runs, the run and its
+    result. settings: of `train_all`.
+    """
+    runs = list(itertools.chain(*by_remedy.values()))
+    result_by_run = {}
+    for run, result in train_all(runs, images, folder, **settings):
+        result_by_run[run] = result
+        show(len(result_by_run), len(runs), run, result)
+    return {
+        name: [(run, result_by_run[run]) for run in runs] for name, runs in by_remedy.items()
+    }
 
 
 def choose(ended: Sequence[tuple[Run, dict[str, Any]]]) -> Choice:
@@ -164,12 +179,11 @@ def final_runs(
     split: Split,
     seeds: Sequence[int],
     passes: int = PASSES,
-) -> list[Run]:
-    """Return the runs of each remedy at its chosen point, one for each seed."""
+) -> dict[str, list[Run]]:
+    """Return, for each remedy that has one, the runs of its chosen point, one for each seed."""
     counts = split.train.counts(len(split.classes))
-    return [
-        Run(name, recipe_at(name, choice.point, counts, passes), seed)
+    return {
+        name: [Run(name, recipe_at(name, choice.point, counts, passes), seed) for seed in seeds]
         for name, choice in choices.items()
         if choice.point is not None
-        for seed in seeds
-    ]
+    }

@@ -150,6 +150,7 @@ LDAM = replace(RESNET, loss="ldam", classifier="cosine")
 EFFECTIVE_NUMBER = replace(RESNET, class_weights="effective-number")
 # The race (`train.py race`): one network, each remedy of the field alone, at the same number of
 # points: these learning rates times the values of its own hyper-parameter.
+RACE_NAME = "race"  # in place of a recipe's name
 RACE_RATES = (0.1, 0.3)
 RACE = {
     "none": Remedy(RESNET, *WEIGHT_DECAY),
@@ -196,6 +197,33 @@ RACE = {
         (0.2, 0.4),
     ),
 }
+
+
+def require_race_alone(
+    names: Sequence[str], changes: dict[str, Any], validation: float
+) -> None:
+    """Raise InputError for what does not go with the race.
+
+    names: given as recipes, the race's among them. changes: fields given as options.
+    validation: the share to hold out.
+    """
+    others = [name for name in names if name != RACE_NAME]
+    if others:
+        raise InputError(
+            f"race {others[0]}: the race has recipes of its own; run {others[0]} in a command"
+            " by itself"
+        )
+    if changes:
+        option = f"--{option_name(next(iter(changes)))}"
+        raise InputError(
+            f"{option}: the race sets the whole recipe of each remedy; leave {option} out, or"
+            " name a recipe in place of race"
+        )
+    if validation:
+        raise InputError(
+            f"--validation {validation:g}: the race itself holds out a quarter of the train"
+            " images; leave it out"
+        )
 
 
 def variant_name(name: str, recipe: Recipe) -> str:

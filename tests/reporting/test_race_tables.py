@@ -64,7 +64,7 @@ def test_published_figures_are_shown_for_their_data_only(changes, expected):
     selection = selection_split(split)
     comparison = comparison_of({"none": 0.7, "mislas": 0.8})
     for function in (race_tables.race_text, race_tables.race_markdown):
-        text = function(comparison, CHOICES, [], split, selection, 30)
+        text = function(race_tables.Race(comparison, CHOICES, [], split, selection, 30))
         assert ("ProCo" in text) == ("ResNet-32" in text) == ("GLMC" in text) == expected
 
 
@@ -114,9 +114,9 @@ def test_the_widest_tables_and_lines_fit_80_columns():
     split = split_of()
     selection = selection_split(split)
     comparison = comparison_of(dict.fromkeys(RACE, 0.5))
-    text = race_tables.race_text(
-        comparison, choices, ["x" * 60 + " y"] * 2, split, selection, 30
-    )
+    others = ["x" * 60 + " y"] * 2
+    race = race_tables.Race(comparison, choices, others, split, selection, 30)
+    text = race_tables.race_text(race)
     assert max(map(len, text.splitlines())) <= 80
     settings = {"jobs": 100, "device": "cpu"}
     text = race_tables.plan_text(92, 5, {"smote": "a reason"}, split, selection, settings)

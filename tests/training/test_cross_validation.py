@@ -161,5 +161,7 @@ def test_larger_images_in_a_file_have_the_logits_of_images_in_memory(run_folds, 
 
 
 def test_a_class_smaller_than_the_folds_is_named(run_folds):
-    with pytest.raises(InputError, match="of cat there are 2"):
+    with pytest.raises(
+        InputError, match=r"^3 folds need 3 train images of each class, and of cat there are 2;"
+    ):
         run_folds(part=random_part((5, 5, 2)))

@@ -13,7 +13,6 @@ from common.dataset.split import LabelledImages, make_split
 from common.errors import InputError
 from common.training.race import (
     Choice,
-    by_remedy,
     choose,
     final_runs,
     grid_runs,
@@ -21,15 +20,16 @@ from common.training.race import (
     points,
     recipe_at,
     selection_split,
+    train,
     within_budget,
 )
 from common.training.recipe import Recipe, from_record
 from common.training.recipes import RACE
-from common.training.runs import Run, train_all
+from common.training.runs import Run
 
 REPORTS = (4949, 466, 210)
 CLASSES = ("car", "truck", "cat")
-# The list of remedies.
+# Each remedy once.
 REMEDIES = [
     "none", "weights-inverse", "effective-number", "deferred-weights", "balanced-sampler",
     "square-root-sampler", "progressive-sampler", "focal", "ldam", "ldam-drw",
@@ -181,10 +181,11 @@ def test_the_final_runs_are_those_of_the_chosen_points_on_all_train_images():
         "vs": Choice((None,) * 4, None),
     }
     runs = final_runs(choices, split, range(4, 6))
-    assert [run.file for run in runs] == [
-        "focal-seed4", "focal-seed5", "smote-seed4", "smote-seed5"
-    ]  # fmt: skip
-    focal, smote = runs[0].recipe, runs[2].recipe
+    assert {name: [run.file for run in of_remedy] for name, of_remedy in runs.items()} == {
+        "focal": ["focal-seed4", "focal-seed5"],
+        "smote": ["smote-seed4", "smote-seed5"],
+    }
+    focal, smote = (runs[name][0].recipe for name in ("focal", "smote"))
     assert (focal.loss, focal.learning_rate, focal.focal_gamma) == ("focal", 0.3, 1.0)
     assert (smote.resample, smote.learning_rate, smote.neighbours) == ("smote", 0.1, 10)
     assert (focal.epochs, smote.epochs) == (30, 11)  # 30 x 456 / 1,200 = 11.4
@@ -196,18 +197,25 @@ def test_every_remedy_trains_and_its_grid_sees_no_test_image(tmp_path):
     names = list(RACE)
     assert impossible(names, selection, split) == {}
     runs = grid_runs(names, ["focal"], selection, passes=1)
-    assert len({run.file for run in runs}) == len(runs) == 4 * (len(names) - 1)
+    assert list(runs) == [name for name in names if name != "focal"]
+    assert {len(of_remedy) for of_remedy in runs.values()} == {4}
+    assert len({run.file for of_remedy in runs.values() for run in of_remedy}) == 4 * len(runs)
     small = {"width": 4, "batch_size": 25, "crt_epochs": 1, "epochs": 1}
-    first = [replace(run, recipe=replace(run.recipe, **small)) for run in runs[::4]]
-    results = dict(train_all(first, selection, tmp_path, **SETTINGS))
-    for run, result in results.items():
+    first = {
+        name: [replace(run, recipe=replace(run.recipe, **small)) for run in of_remedy[:1]]
+        for name, of_remedy in runs.items()
+    }
+    shown = []
+    ended = train(first, selection, tmp_path, lambda *each: shown.append(each), SETTINGS)
+    assert {name: [run for run, _ in each] for name, each in ended.items()} == first
+    assert [(number, of) for number, of, *_ in shown] == [(i + 1, 22) for i in range(22)]
+    for ((run, result),) in ended.values():
+        assert (22, run, result) in [each[1:] for each in shown]
         assert result["diverged"] is None
         assert "report" not in result
         assert "test_predictions" not in result
         assert sum(map(sum, result["validation"]["confusion"])) == 25, run.name
-    again = dict(train_all(first, selection, tmp_path, **SETTINGS))
-    assert all("command" in result for result in again.values())  # read from their files
-    assert not any("test_predictions" in result for result in again.values())
-    ended = by_remedy(first, again)
-    assert list(ended) == [name for name in names if name != "focal"]
-    assert all(ended[name][0][0].name.startswith(f"{name}+") for name in ended)
+    again = train(first, selection, tmp_path, lambda *_: None, SETTINGS)
+    for ((_, result),) in again.values():
+        assert "command" in result  # read from its file
+        assert "test_predictions" not in result
