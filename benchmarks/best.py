@@ -19,7 +19,7 @@ from common import options
 from common.errors import InputError
 from common.files import ROOT, processor, versions, write_text
 from common.reporting.tables import markdown_table, with_interval
-from common.training.recipe import command_line
+from common.training.recipe_record import command_line
 from common.training.recipes import BEST
 
 LONGER = replace(BEST, flip_average=True, epochs=80)

@@ -17,7 +17,8 @@ from common.errors import InputError
 from common.files import ROOT, output_folders
 from common.terminal import printable, run_to_exit_code
 from common.training.log import require_tensorboard
-from common.training.recipe import FIELDS, Recipe, option_name, within_limits
+from common.training.recipe import FIELDS, Recipe, option_name
+from common.training.recipe_record import within_limits
 from common.training.recipes import select
 
 if TYPE_CHECKING:

@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 from common import options
 from common.errors import InputError
 from common.files import ROOT
-from common.training.recipe import FIELDS, Recipe, command_line, option_name
+from common.training.recipe import FIELDS, Recipe, option_name
+from common.training.recipe_record import command_line
 from common.training.recipes import RECIPES
 
 SCRIPTS = ("inspect_data.py", "evaluate.py", "train.py", "lr_sweep.py", "adversarial.py")

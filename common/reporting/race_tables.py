@@ -14,7 +14,8 @@ from common.metrics.comparison import Comparison
 from common.reporting import training_tables as tables
 from common.reporting.tables import WIDTH, markdown_table, text_table
 from common.training.race import PASSES, Choice, points
-from common.training.recipe import Recipe, command_line, option_name
+from common.training.recipe import Recipe, option_name
+from common.training.recipe_record import command_line
 from common.training.recipes import RACE, RACE_RATES, RESNET
 from common.training.runs import Run
 

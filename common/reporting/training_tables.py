@@ -22,7 +22,7 @@ from common.reporting.tables import (
     shorten,
     side_by_side,
 )
-from common.training.recipe import command_line
+from common.training.recipe_record import command_line
 from common.training.recipes import RECIPES
 from common.training.runs import Run
 

@@ -9,7 +9,8 @@ import torch
 from common.errors import InputError
 from common.networks.checkpoint import Checkpoint
 from common.training.losses import class_weights
-from common.training.recipe import Recipe, from_record
+from common.training.recipe import Recipe
+from common.training.recipe_record import from_record
 from common.training.resampling import examples_per_image
 from common.training.sampling import class_shares
 

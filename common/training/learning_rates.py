@@ -25,6 +25,7 @@ from common.training.fit import flush_denormals, train_steps
 from common.training.optimization import make_optimizer
 from common.training.progress import Generators, TrainingState
 from common.training.recipe import Recipe
+from common.training.recipe_record import equals_saved
 from common.training.runs import describes
 
 UNMOVED = 0.02  # a change of the loss, as a share of the loss before training
@@ -109,7 +110,7 @@ def saved_best_rate(path: Path, split: Split, recipe: Recipe) -> float | None:
         return None
     any_of = {"learning_rate": recipe.learning_rate, "epochs": recipe.epochs}
     swept = saved.get("recipe")
-    same = isinstance(swept, dict) and recipe.equals_saved(swept | any_of)
+    same = isinstance(swept, dict) and equals_saved(recipe, swept | any_of)
     same_data = describes(saved.get("data"), split)
     best = saved.get("best_rate")
     return best if same and same_data and isinstance(best, int | float) else None

@@ -34,6 +34,7 @@ from common.training.fit import (
 from common.training.log import TrainingLog, remove_log
 from common.training.progress import StateFile
 from common.training.recipe import Recipe
+from common.training.recipe_record import equals_saved
 from common.training.resampling import check_examples
 from common.training.setup_run import cache_features, set_up
 from common.training.workers import call_in_processes
@@ -248,7 +249,7 @@ def _load_finished_run(
     """Return the saved result of this very run, None if it has none."""
     path = folder / f"{run.file}.json"
     result = files.load_result(path)
-    if result is None or not run.recipe.equals_saved(result.get("recipe")):
+    if result is None or not equals_saved(run.recipe, result.get("recipe")):
         return None
     wanted = _circumstances(run, split, settings)
     same_data = describes(result.get("data"), split)

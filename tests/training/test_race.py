@@ -23,7 +23,8 @@ from common.training.race import (
     train,
     within_budget,
 )
-from common.training.recipe import Recipe, from_record
+from common.training.recipe import Recipe
+from common.training.recipe_record import from_record
 from common.training.recipes import RACE
 from common.training.runs import Run
 

@@ -1,4 +1,4 @@
-"""Recipes: contradictions, limits, titles, and comparison with a saved recipe."""
+"""Recipes: contradictions, limits and names."""
 
 import itertools
 import json
@@ -11,7 +11,8 @@ from conftest import random_part
 from common.dataset.split import make_split
 from common.errors import InputError
 from common.training import recipes
-from common.training.recipe import FIELDS, Recipe, from_record
+from common.training.recipe import FIELDS, Recipe
+from common.training.recipe_record import from_record
 from common.training.recipes import RECIPES
 from common.training.runs import Run, train_run
 
@@ -190,45 +191,6 @@ def test_titles_name_the_changes_and_are_unique():
     assert len(names) == len(set(RECIPES.values()))
 
 
-def test_a_field_that_a_saved_recipe_lacks_has_its_default():
-    recipe = RECIPES["tuned"]
-    saved = json.loads(json.dumps(asdict(recipe)))
-    assert recipe.equals_saved(saved)
-    del saved["flip_average"]  # as if the field had been added after the file was written
-    assert recipe.equals_saved(saved)
-    assert not replace(recipe, flip_average=True).equals_saved(saved)
-    assert not recipe.equals_saved(saved | {"epochs": 29})
-    assert not recipe.equals_saved(saved | {"removed_field": 1})
-    assert not recipe.equals_saved(None)
-
-
 def test_an_unknown_name_offers_the_most_similar():
     with pytest.raises(InputError, match=r"'smot': .*smote"):
         recipes.select(["smot"], {})
-
-
-@pytest.mark.parametrize("name", RECIPES)
-def test_every_recipe_is_read_from_its_record(name):
-    recipe = RECIPES[name]
-    assert from_record(asdict(recipe)) == recipe
-    assert from_record(json.loads(json.dumps(asdict(recipe)))) == recipe  # tuples are lists
-
-
-def test_a_record_of_an_earlier_version_has_the_defaults_of_what_it_lacks():
-    assert from_record({"epochs": 3}) == Recipe(epochs=3)
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("epochs", 0), ("epochs", 1.5), ("epochs", True), ("epochs", "3"), ("tau", 11),
-        ("learning_rate", 0), ("momentum", 1.0), ("loss", "none"), ("loss", ["focal"]),
-        ("augment", "flip"), ("augment", ["turn"]), ("width", "wide"), ("nesterov", "yes"),
-        ("network", "resnet18"), ("network", None), ("network", 3), ("network", ["a:b"]),
-        ("weights", 3), ("weights", ["f"]), ("pretrained", "yes"), ("frozen", 1),
-        ("unknown", 1), ("tau", None), ("epochs", 10**400), ("tau", float("nan")),
-    ],
-)  # fmt: skip
-def test_a_record_that_no_recipe_has_is_refused(name, value):
-    with pytest.raises(InputError, match=name):
-        from_record({name: value})
