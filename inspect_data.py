@@ -108,11 +108,14 @@ def audit_labels(args, device, split, root):
 
     classes, labels = split.classes, split.train.labels.numpy()
     recipe = replace(label_audit.RECIPE, epochs=1) if args.dry_run else label_audit.RECIPE
-    logits = out_of_fold(
-        split.train, split.train_fingerprint, recipe, folds=label_audit.FOLDS, classes=classes,
-        seed=args.seed, device=device, cache=ROOT / "data",
-        **options.share_cores(args, device, label_audit.FOLDS),
-    )  # fmt: skip
+    try:
+        logits = out_of_fold(
+            split.train, split.train_fingerprint, recipe, folds=label_audit.FOLDS,
+            classes=classes, seed=args.seed, device=device, cache=ROOT / "data",
+            **options.share_cores(args, device, label_audit.FOLDS),
+        )  # fmt: skip
+    except InputError as error:
+        raise InputError(f"--audit-labels: {error}") from None
     audit = label_audit.audit(logits, labels)
     suspects, text, numbers, files = report_audit(audit, split, root)
     print(f"\n{text}", flush=True)

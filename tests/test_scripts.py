@@ -321,6 +321,16 @@ def test_a_network_that_is_never_right_is_named(in_process, monkeypatch):
     assert is_one_line(done.stderr, "baseline classifies none of the 32 test images correctly")
 
 
+def test_an_audit_of_a_class_smaller_than_the_folds_is_one_line(in_process, tmp_path):
+    counts = ("--train-counts", 9, 6, 3, "--test-counts", 1, 1, 1)
+    done = in_process(
+        "inspect_data.py", "--audit-labels", "--data", "synthetic", *counts, "--output-dir",
+        tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert is_one_line(done.stderr, "--audit-labels: 4 folds", "of cat there are 3")
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -40,9 +40,8 @@ def trivial_augment(
 
     sizes: how many images, in turn, each operation transforms (`draw_operations`); their sum is
     N. Each image has a strength of its own, one of 31 from none to the strongest, and a random
-    direction. Values of n / 255 become such values again only by geometric operations,
-    posterize and solarize: other operations are not rounded. The channels_last memory format
-    is preserved.
+    direction. Unlike torchvision's, blends are not rounded to multiples of 1/255. The
+    channels_last memory format is preserved.
     """
     on_device = {"generator": generator, "device": x.device}
     strength = torch.randint(STEPS + 1, (len(x),), **on_device) / STEPS
