@@ -10,8 +10,8 @@ line as each epoch ends. A finished run is not trained again: after an interrupt
 command does what is missing.
 
 The race compares the remedies of the field, each alone, on one network with one budget. The
-settings of each are chosen on a quarter of the train images, from as many as for every other;
-then it is trained on all of them with 5 seeds, and tested. Saves models/race_K-classes/ and
+settings of each are chosen from four, on a quarter of the train images; then the remedy is
+trained on all train images with 5 seeds, and tested. Saves models/race_K-classes/ and
 figures/race_K-classes.{png,md,json} for K classes.
 """
 
