@@ -1,4 +1,4 @@
-"""What all attacks share: evaluation mode, logits, gradients, and checks of arguments."""
+"""What all attacks share: evaluation mode, logits, objectives, gradients, and checks."""
 
 from __future__ import annotations
 
@@ -38,18 +38,51 @@ def logits_of(network: nn.Module, x: torch.Tensor) -> torch.Tensor:
         return torch.cat([network(batch) for batch in x.split(BATCH)])
 
 
+def objective(
+    logits: torch.Tensor, labels: torch.Tensor, targets: torch.Tensor | None = None,
+    loss: str = "cross-entropy",
+) -> torch.Tensor:  # fmt: skip
+    """Return an attack's objective (N,), which the attack raises.
+
+    loss: "cross-entropy", of the label or, with targets, minus that of the target; or "margin",
+    a difference of logits, whose gradient doesn't vanish for a confident network. Without
+    targets the margin is the largest other logit minus the label's, divided by the range of the
+    image's logits (largest minus smallest). With three classes that is the DLR loss of Croce
+    and Hein (2020). With targets the margin is the target's logit minus the label's. It isn't
+    divided: where the label's logit is the largest and the target's the smallest, the quotient
+    would be -1 and its gradient 0, and the targeted DLR loss needs four classes. With two
+    classes no margin is divided, because every quotient would be -1 or 1.
+    """
+    if loss == "cross-entropy":
+        classes, sign = (labels, 1) if targets is None else (targets, -1)
+        return sign * F.cross_entropy(logits, classes, reduction="none")
+    label = logits.gather(1, labels[:, None])[:, 0]
+    if targets is not None:
+        return logits.gather(1, targets[:, None])[:, 0] - label
+    difference = logits.scatter(1, labels[:, None], -torch.inf).amax(1) - label
+    if logits.shape[1] == 2:
+        return difference
+    return difference / (logits.amax(1) - logits.amin(1)).clamp(min=1e-12)
+
+
 def gradient(
-    network: nn.Module, x: torch.Tensor, classes: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the logits (N, K), and the gradient (N, 3, S, S) of each image's cross-entropy."""
+    network: nn.Module, x: torch.Tensor, labels: torch.Tensor,
+    targets: torch.Tensor | None = None, loss: str = "cross-entropy",
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    """Return the logits (N, K), and the gradient (N, 3, S, S) of each image's `objective`.
+
+    By default that is the cross-entropy of `labels`.
+    """
     logits, gradients = [], []
+    classes = [labels] if targets is None else [labels, targets]
+    parts = zip(x.split(BATCH), *(k.split(BATCH) for k in classes), strict=True)
     with attack_mode(network), torch.enable_grad():
-        for batch, y in zip(x.split(BATCH), classes.split(BATCH), strict=True):
+        for batch, *classes_of_batch in parts:
             batch = batch.detach().requires_grad_()
             out = network(batch)
             # With the sum, an image's gradient doesn't depend on the size of its batch.
-            loss = F.cross_entropy(out.float(), y, reduction="sum")
-            gradients += torch.autograd.grad(loss, batch)
+            total = objective(out.float(), *classes_of_batch, loss=loss).sum()
+            gradients += torch.autograd.grad(total, batch)
             logits.append(out.detach())
     return torch.cat(logits), torch.cat(gradients)
 
@@ -76,20 +109,17 @@ def fools(
 
 def objective_gradient(
     network: nn.Module, x: torch.Tensor, labels: torch.Tensor, targets: torch.Tensor | None,
-    need_gradient: bool = True,
+    need_gradient: bool = True, loss: str = "cross-entropy",
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:  # fmt: skip
     """Return the logits (N, K), the gradient of an attack's objective, and the objective (N,).
 
-    An attack raises its objective: the cross-entropy of the label or, with targets, minus the
-    cross-entropy of the target. Without need_gradient, the gradient is None.
+    Without need_gradient, the gradient is None.
     """
-    classes, sign = (labels, 1) if targets is None else (targets, -1)
     if need_gradient:
-        logits, g = gradient(network, x, classes)
-        g = sign * g
+        logits, g = gradient(network, x, labels, targets, loss)
     else:
         logits, g = logits_of(network, x), None
-    return logits, g, sign * F.cross_entropy(logits, classes, reduction="none")
+    return logits, g, objective(logits, labels, targets, loss)
 
 
 def norms(x: torch.Tensor, p: float) -> torch.Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from common.attacks.ball import project, random_start
 from common.attacks.gradients import check_arguments, fools, norms, objective_gradient
 
 
@@ -16,6 +17,7 @@ def pgd(
 ) -> torch.Tensor:  # fmt: skip
     """Return the images of projected gradient descent (Madry et al. 2018) within epsilon.
 
+    labels: classes (N,) or, without stop, probabilities (N, K), whose cross-entropy is raised.
     norm: "linf" or "l2", of the ball of radius epsilon around each image. restarts: number of
     random starting points in the ball. step_size: by default 2.5 epsilon / steps, enough to
     cross the ball. momentum: decay of the sum of gradients, each divided by its L1 norm, whose
@@ -34,7 +36,7 @@ def pgd(
     active = torch.arange(len(x), device=x.device)  # positions of images still attacked
     for _ in range(restarts):
         noise = torch.zeros_like(x)
-        noise[active] = _random_start(x[active], epsilon, norm, generator)
+        noise[active] = random_start(x[active], epsilon, norm, generator)
         velocity = torch.zeros_like(x)
         for step in range(steps + 1):
             images = (x[active] + noise[active]).clamp(0, 1)
@@ -42,7 +44,7 @@ def pgd(
             logits, g, objective = objective_gradient(
                 network, images, y, t, need_gradient=step < steps
             )
-            fooled = fools(logits, y, t) & stop
+            fooled = fools(logits, y, t) if stop else torch.zeros_like(active, dtype=torch.bool)
             improved = fooled | (objective > highest[active])
             best[active] = images.where(improved[:, None, None, None], best[active])
             highest[active] = objective.where(improved, highest[active])
@@ -55,29 +57,7 @@ def pgd(
             velocity[active] = momentum * velocity[active] + g / norms(g, 1)
             direction = velocity[active]
             direction = direction.sign() if norm == "linf" else direction / norms(direction, 2)
-            noise[active] = _project(images + step_size * direction - x[active], epsilon, norm)
+            noise[active] = project(images + step_size * direction - x[active], epsilon, norm)
         if len(active) == 0:
             break
     return best
-
-
-def _random_start(
-    x: torch.Tensor, epsilon: float, norm: str, generator: torch.Generator
-) -> torch.Tensor:
-    """Return noise that is uniform in the ball of radius epsilon, of the shape of x.
-
-    The noise is drawn on the generator's device: a CPU generator gives every device the same.
-    """
-    options = {"generator": generator, "device": generator.device}
-    if norm == "linf":
-        return (epsilon * (2 * torch.rand(x.shape, **options) - 1)).to(x)
-    noise = torch.randn(x.shape, **options)
-    radius = torch.rand(len(x), 1, 1, 1, **options) ** (1 / x[0].numel())
-    return (epsilon * radius * noise / norms(noise, 2)).to(x)
-
-
-def _project(noise: torch.Tensor, epsilon: float, norm: str) -> torch.Tensor:
-    """Return the noise nearest to `noise` whose norm is at most epsilon."""
-    if norm == "linf":
-        return noise.clamp(-epsilon, epsilon)
-    return noise * (epsilon / norms(noise, 2)).clamp(max=1)

@@ -16,13 +16,13 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
-from common.attacks.pgd import pgd
 from common.dataset.split import LabelledImages
 from common.errors import DivergedError
 from common.metrics.report import g_mean
 from common.networks.build import torch_seed
 from common.networks.prediction import predict, to_pixel_space
 from common.training import augmentation, losses, mixing, sampling
+from common.training.adversarial import adversarial_images, divergence, validation_images
 from common.training.log import Row, TrainingLog
 from common.training.optimization import (
     limit_class_norms,
@@ -163,21 +163,23 @@ def train_steps(
             x, *partners = mixing.mix(x, y, *mixed)
             targets += partners
         if recipe.adversarial:
-            # Against the network as it predicts: without dropout, with BatchNorm's running
-            # averages, which only the step below updates.
-            x = pgd(
-                network, x, y, epsilon=recipe.adversarial / 255,
-                steps=recipe.adversarial_steps, stop=False, generator=generators.attack,
-            )  # fmt: skip
+            with autocast():
+                attacked = adversarial_images(network, x, y, recipe, generators.attack)
+            x = torch.cat([x, attacked]) if recipe.trades else attacked
 
         def gradients_of(function: Objective) -> torch.Tensor:
             """Compute the gradients of `function`; return the objective, a scalar."""
             optimizer.zero_grad()
             with autocast():
                 logits = network(x)
-            logits = logits.float()
-            loss = objective(logits, *targets)
-            differentiated = loss if function is objective else function(logits, *targets)
+            logits, penalty = logits.float(), 0.0
+            if recipe.trades:
+                logits, of_attacked = logits.chunk(2)
+                penalty = recipe.trades * divergence(logits, of_attacked)
+            loss = objective(logits, *targets) + penalty
+            differentiated = loss
+            if function is not objective:
+                differentiated = function(logits, *targets) + penalty
             differentiated.backward()
             return loss.detach()
 
@@ -318,7 +320,7 @@ def _end_epoch(
         return False
     evaluated = state.network if state.average is None else state.average
     if len(validation.labels):
-        _validate(evaluated, validation, history)
+        _validate(evaluated, validation, recipe, history)
     if recipe.patience:
         epoch, scores = len(history.loss), history.validation_g_mean
         if epoch == 1 or scores[-1] > scores[history.best_epoch - 1]:
@@ -347,8 +349,16 @@ def _record_epoch(
         history.diverged_at = epoch * steps + finite + 1
 
 
-def _validate(network: nn.Module, validation: LabelledImages, history: History) -> None:
-    logits = predict(network, validation.images)
+def _validate(
+    network: nn.Module, validation: LabelledImages, recipe: Recipe, history: History
+) -> None:
+    """Record the loss and the G-mean on the validation images; of PGD, if it is trained on."""
+    images = validation.images
+    if recipe.adversarial:
+        device = next(network.parameters()).device
+        x = to_pixel_space(images[:]).to(device)
+        images = validation_images(network, x, validation.labels.to(device), recipe)
+    logits = predict(network, images)
     history.validation_loss.append(F.cross_entropy(logits, validation.labels).item())
     history.validation_g_mean.append(g_mean(validation.labels, logits.argmax(1)))
 

@@ -150,6 +150,12 @@ class Recipe:
         0.0, "train on PGD images within N/255 of each image; 0: do not", least=0, most=255
     )
     adversarial_steps: int = option(3, "PGD steps in adversarial training", least=1, most=1000)
+    trades: float = option(
+        0.0,
+        "weight beta of TRADES, which trains on both, the images and PGD's; 0: on PGD's alone",
+        least=0,
+        most=1000,
+    )
 
     # The loss
     loss: str = option(
@@ -242,6 +248,9 @@ class Recipe:
             ),
             f"--adversarial: mixed images have two labels; leave --mix {self.mix} out": (
                 self.adversarial > 0 and self.mix != "none"
+            ),
+            "--trades: it needs an --adversarial above 0": (
+                self.trades > 0 and not self.adversarial
             ),
         }
         for message, contradicted in contradictions.items():

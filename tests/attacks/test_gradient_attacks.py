@@ -10,6 +10,7 @@ from attack_cases import EPSILON, NETWORK, TARGETS, X, Y, generator, loss_of
 from conftest import EMPTY, random_part
 from torch import nn
 
+from common.attacks.apgd import apgd
 from common.attacks.fgsm import fgsm, fgsm_per_epsilon
 from common.attacks.gradients import fools, gradient, objective_gradient
 from common.attacks.optimised_noise import minimise, optimise
@@ -17,7 +18,7 @@ from common.attacks.pgd import pgd
 from common.attacks.universal_noise import universal
 from common.errors import InputError
 from common.networks.build import build
-from common.training import fit
+from common.training import adversarial, fit
 from common.training.recipe import Recipe
 
 BOUNDED = {
@@ -27,6 +28,9 @@ BOUNDED = {
     "pgd, without stop": partial(pgd, steps=3, stop=False),
     "mi-fgsm": partial(pgd, steps=4, momentum=1.0),
     "pgd, l2": partial(pgd, steps=4, norm="l2"),
+    "apgd": partial(apgd, steps=4),
+    "apgd, margin": partial(apgd, steps=4, loss="margin"),
+    "apgd, l2": partial(apgd, steps=4, norm="l2"),
 }
 short_optimise = partial(optimise, steps=20, c=0.01)
 short_minimise = partial(minimise, steps=15, rounds=3)
@@ -98,7 +102,7 @@ def test_modes_gradients_and_random_state_are_restored(name, fails):
 
 
 @pytest.mark.parametrize(
-    "name", ["pgd", "optimise, gaussian", "minimise, l2, gaussian", "universal"]
+    "name", ["pgd", "apgd", "optimise, gaussian", "minimise, l2, gaussian", "universal"]
 )
 def test_one_seed_gives_the_same_images(name):
     generators = (generator(), generator(), None, generator(1))
@@ -107,7 +111,7 @@ def test_one_seed_gives_the_same_images(name):
 
 
 @pytest.mark.parametrize("epsilon", [-0.1, 1.1, float("nan")])
-@pytest.mark.parametrize("attack", [fgsm, pgd, universal])
+@pytest.mark.parametrize("attack", [fgsm, pgd, apgd, universal])
 def test_an_epsilon_out_of_range_is_rejected(attack, epsilon):
     with pytest.raises(InputError, match=f"epsilon {epsilon:g}.*between 0 and 1"):
         attack(NETWORK, X, Y, epsilon=epsilon)
@@ -191,7 +195,7 @@ def test_adversarial_training_uses_the_images_of_pgd(monkeypatch):
         if module.training:
             inputs.append(x[0])
 
-    monkeypatch.setattr(fit, "pgd", watched_pgd)
+    monkeypatch.setattr(adversarial, "pgd", watched_pgd)
     for recipe in (Recipe(epochs=1), Recipe(epochs=1, adversarial=6, adversarial_steps=2)):
         network = build("simple-cnn", {"classes": 3})
         inputs.clear()

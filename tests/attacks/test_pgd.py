@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from attack_cases import NETWORK, X, Y, generator, linear_images, loss_of
 
+from common.attacks.ball import project, random_start
 from common.attacks.gradients import logits_of
-from common.attacks.pgd import _project, _random_start, pgd
+from common.attacks.pgd import pgd
 
 
 def test_pgd_is_as_strong_as_torchattacks():
@@ -39,8 +40,8 @@ def test_pgd_fools_just_beyond_the_boundary(norm):
 @pytest.mark.parametrize(("norm", "expected"), [("linf", (0.25, -0.25)), ("l2", (0.15, -0.2))])
 def test_projection_changes_only_noise_outside_the_ball(norm, expected):
     noise = torch.tensor([0.3, -0.4]).view(1, 2, 1, 1)  # of L2 norm 0.5
-    assert torch.equal(_project(noise, 0.51, norm), noise)
-    assert torch.allclose(_project(noise, 0.25, norm).flatten(), torch.tensor(expected))
+    assert torch.equal(project(noise, 0.51, norm), noise)
+    assert torch.allclose(project(noise, 0.25, norm).flatten(), torch.tensor(expected))
 
 
 def test_an_image_is_left_unchanged_once_it_fools():
@@ -89,7 +90,7 @@ def test_momentum_weighs_earlier_gradients(monkeypatch, momentum, second):
         for objective, g in enumerate((first, second_gradient, None))
     ]
     monkeypatch.setattr("common.attacks.pgd.objective_gradient", Mock(side_effect=replies))
-    monkeypatch.setattr("common.attacks.pgd._random_start", lambda x, *_: torch.zeros_like(x))
+    monkeypatch.setattr("common.attacks.pgd.random_start", lambda x, *_: torch.zeros_like(x))
     options = {"epsilon": 0.4, "steps": 2, "step_size": 0.01}
     options |= {} if momentum is None else {"momentum": momentum}
     moved = pgd(None, 0.5 * first, label, **options)
@@ -113,7 +114,7 @@ def steep(monkeypatch):
         return logits, gradient, torch.zeros(len(images))
 
     monkeypatch.setattr("common.attacks.pgd.objective_gradient", objective_gradient)
-    monkeypatch.setattr("common.attacks.pgd._random_start", lambda x, *_: torch.zeros_like(x))
+    monkeypatch.setattr("common.attacks.pgd.random_start", lambda x, *_: torch.zeros_like(x))
     return seen
 
 
@@ -147,16 +148,16 @@ def test_the_first_images_are_random_starts(norm):
     seen = []
     with NETWORK.register_forward_hook(lambda _m, inputs, _y: seen.append(inputs[0])):
         pgd(NETWORK, X, Y, epsilon=0.01, norm=norm, steps=1, generator=generator(3))
-    start = (X + _random_start(X, 0.01, norm, generator(3))).clamp(0, 1)
+    start = (X + random_start(X, 0.01, norm, generator(3))).clamp(0, 1)
     assert torch.equal(seen[0], start)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_random_starts_are_uniform_in_the_ball(norm):
     x = torch.zeros(4000, 3, 1, 1, dtype=torch.float64)
-    start = _random_start(x, 0.25, norm, generator())
+    start = random_start(x, 0.25, norm, generator())
     assert (start.shape, start.dtype) == (x.shape, x.dtype)
-    assert _random_start(x[:1], 0.25, norm, generator()).shape == x[:1].shape
+    assert random_start(x[:1], 0.25, norm, generator()).shape == x[:1].shape
     noise = start.flatten(1) / 0.25  # in a ball of radius 1
     if norm == "linf":
         shares = (noise + 1) / 2

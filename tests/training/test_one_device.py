@@ -18,6 +18,7 @@ META = torch.device("meta")
 SAM = replace(RECIPES["best"], sam=0.1, sam_class_weighted=True, max_norm=1.0, loss="vs")
 NAMED = RECIPES | {
     "sam": SAM,
+    "trades": replace(RECIPES["robust"], trades=6.0),
     "label-aware-smoothing": replace(RECIPES["robust"], loss="label-aware-smoothing", sam=0.1),
 }
 TRAIN = random_part((24, 12, 12))
