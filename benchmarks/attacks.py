@@ -1,18 +1,20 @@
 """The attacks beside the reports' way, torchattacks and foolbox, where these are installed.
 
-    python benchmarks/attacks.py [CHECKPOINT ...] [--only fgsm pgd noise]
+    python benchmarks/attacks.py [CHECKPOINT ...] [--only fgsm pgd noise ensemble]
 
 fgsm: seconds per image over seven epsilons, in batches with one gradient, and as the reports do
 it, one image at a time with a backward pass for each epsilon; in turns. Also the largest
 difference from torchattacks. pgd: the accuracy that remains under ours and under torchattacks
 with the same settings. noise: the median L1 norm of noise that fools, ours and foolbox's EAD,
 with the same images, targets and number of gradients (EAD evaluates the network once more after
-each). Peers: pip install --no-deps torchattacks foolbox eagerpy GitPython gitdb smmap. Prints,
-and saves nothing.
+each). ensemble: the accuracy that remains under each of its attacks and under all together, and
+under torchattacks' with the same budget; seconds. Peers: pip install --no-deps torchattacks
+foolbox eagerpy GitPython gitdb smmap. Prints, and saves nothing.
 """
 
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -40,7 +42,7 @@ def main(args):
         right = correctly_classified(network, *test)
         print(f"\n== {options.display_path(path)}: {int(right.sum())} of {len(right)} right ==")
         for name in args.only:
-            {"fgsm": fgsm, "pgd": pgd, "noise": noise}[name](args, network, test, right)
+            COMPARISONS[name](args, network, test, right)
 
 
 def fgsm_accuracies(network, x, labels):
@@ -163,18 +165,89 @@ def noise(args, network, test, right):
         )
 
 
+def ensemble(args, network, test, right):
+    import torch
+    import torchattacks
+
+    from common.attacks import robustness
+    from common.attacks.ensemble import MEMBERS, Budget
+    from common.attacks.ensemble import ensemble as our_ensemble
+    from common.attacks.minimal_noise import minimal_noise
+
+    classes = network.head.out_features
+    next_class = robustness.next_class(test.labels, classes)
+    at = robustness.sample(network, test, next_class, args.images, 0)
+    x, y = test.images[at], test.labels[at]
+    budget = Budget(args.ensemble_steps, args.queries)
+    settings = {"steps": args.ensemble_steps, "seed": 0}
+    peers = {
+        "APGD-CE": partial(torchattacks.APGD, loss="ce", **settings),
+        "APGD-DLR": partial(torchattacks.APGD, loss="dlr", **settings),
+        "APGD-T": partial(torchattacks.APGDT, n_classes=classes, **settings),
+        "FAB-T": partial(torchattacks.FAB, n_classes=classes, multi_targeted=True, **settings),
+        "Square": partial(torchattacks.Square, n_queries=args.queries, seed=0),
+    }
+    start = time.perf_counter()
+    smallest, _ = minimal_noise(network, x, y)
+    print(f"minimal noise: {time.perf_counter() - start:.1f} s, for every epsilon", flush=True)
+    for epsilon in EPSILONS[2:5]:
+        print(f"at {255 * epsilon:g}/255, {len(x)} images: accuracy that is left, seconds")
+
+        def show(name, standing, start):
+            seconds = time.perf_counter() - start
+            print(f"  {name}: {standing.float().mean():.3f}, {seconds:.1f} s", flush=True)
+
+        for member in MEMBERS:
+            start = time.perf_counter()
+            moved = member.run(
+                network, x, y, epsilon=epsilon, norm="linf", budget=budget,
+                generator=torch.Generator().manual_seed(0),
+            )  # fmt: skip
+            show(f"ours, {member.name}", standing_under(network, moved, y), start)
+        start = time.perf_counter()
+        *_, (_, moved) = our_ensemble(network, x, y, smallest, epsilon=epsilon, budget=budget)
+        show(
+            "ours, ensemble, after the minimal noise", standing_under(network, moved, y), start
+        )
+        worst = torch.ones_like(y, dtype=torch.bool)
+        all_start = time.perf_counter()
+        for name, peer in peers.items():
+            start = time.perf_counter()
+            try:
+                moved = peer(network, eps=epsilon)(x, y)
+            except IndexError as error:
+                print(f"  torchattacks, {name}: refuses {classes} classes ({error})")
+                continue
+            standing = standing_under(network, moved, y)
+            worst &= standing
+            show(f"torchattacks, {name}", standing, start)
+        show("torchattacks, all", worst, all_start)
+
+
+def standing_under(network, images, labels):
+    from common.attacks.gradients import logits_of
+
+    return logits_of(network, images).argmax(1) == labels
+
+
+COMPARISONS = {"fgsm": fgsm, "pgd": pgd, "noise": noise, "ensemble": ensemble}
+
 if __name__ == "__main__":
     parser = options.make_parser(__doc__)
     add = parser.add_argument
     # fmt: off
     add("checkpoints", nargs="*", type=Path, metavar="CHECKPOINT",
         default=[ROOT / "models" / "best.pt"], help="(default: models/best.pt)")
-    add("--only", nargs="+", choices=("fgsm", "pgd", "noise"), default=["fgsm", "pgd", "noise"],
+    add("--only", nargs="+", choices=COMPARISONS, default=list(COMPARISONS),
         help="which comparisons (default: all)")
     add("--steps", type=options.POSITIVE, default=20, metavar="N",
         help="of PGD (default: %(default)s)")
     add("--images", type=options.POSITIVE, default=200, metavar="N",
-        help="to optimise noise for (default: %(default)s)")
+        help="to optimise noise for, and for the ensemble (default: %(default)s)")
+    add("--ensemble-steps", type=options.POSITIVE, default=100, metavar="N",
+        help="of each APGD and of FAB (default: %(default)s)")
+    add("--queries", type=options.POSITIVE, default=1000, metavar="N",
+        help="of Square (default: %(default)s)")
     add("--noise-steps", type=options.POSITIVE, default=300, metavar="N",
         help="of each of six bisections (default: %(default)s)")
     options.run(main, parser)

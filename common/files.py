@@ -120,11 +120,11 @@ def _reason(error: Exception) -> str:
 
 
 @contextmanager
-def output_folders(folders: Sequence[Path]) -> Iterator[None]:
+def output_folders(folders: Sequence[Path], option: str = "--output-dir") -> Iterator[None]:
     """Make the folders and try to write a file in each; then run the block.
 
     Folders that were missing before and are empty after the block are removed. Raises
-    InputError if a file can't be written.
+    InputError, which names the option, if a file can't be written.
     """
     made = []
     try:
@@ -139,7 +139,7 @@ def output_folders(folders: Sequence[Path]) -> Iterator[None]:
                     file.write(b"\n")  # a full disk takes the file, but not its content
             except OSError as error:
                 raise InputError(
-                    f"--output-dir: {folder} can't be written ({_reason(error)}); give another"
+                    f"{option}: {folder} can't be written ({_reason(error)}); give another"
                     " folder"
                 ) from None
         yield

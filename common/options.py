@@ -277,6 +277,53 @@ def add_recipe(parser: argparse.ArgumentParser, without: str | None = None) -> N
         group.add_argument(f"--{option_name(name)}", **given)
 
 
+def add_attacks(parser: argparse.ArgumentParser) -> None:
+    """Add the options of adversarial.py."""
+    bound, l2_bound = number(float, least=0, most=255), number(float, least=0, most=1000)
+    # fmt: off
+    add = parser.add_argument_group("attacks on every network").add_argument
+    add("--epsilons", nargs="+", type=bound, metavar="E", default=[0, 1, 2, 4, 8, 16, 32],
+        help="epsilons of the L-infinity attacks, in 1/255 (default: 0 1 2 4 8 16 32)")
+    add("--l2-epsilons", nargs="+", type=l2_bound, metavar="E", default=[0.125, 0.25, 0.5, 1],
+        help="epsilons of PGD in L2, in pixel values (default: 0.125 0.25 0.5 1)")
+    add("--steps", type=POSITIVE, metavar="N", default=10,
+        help="steps of PGD, of size 2.5 epsilon / N (default: %(default)s)")
+    add("--restarts", type=POSITIVE, metavar="N", default=1,
+        help="random starts of PGD (default: %(default)s)")
+    add("--ensemble-epsilons", nargs="+", type=bound, metavar="E", default=[4, 8],
+        help="epsilons of the ensemble of attacks, in 1/255; the largest also of the images"
+        " tried on other networks (default: 4 8)")
+    add("--ensemble-l2-epsilons", nargs="+", type=l2_bound, metavar="E", default=[],
+        help="epsilons of the ensemble in L2, in pixel values (default: none)")
+    add("--ensemble-steps", type=POSITIVE, metavar="N", default=100,
+        help="steps of each APGD of the ensemble (default: %(default)s)")
+    add("--queries", type=POSITIVE, metavar="N", default=1000,
+        help="evaluations of the network, for each image, in the ensemble's Square attack"
+        " (default: %(default)s)")
+    add("--save-images", type=path, metavar="DIR",
+        help="save the ensemble's images as PNG files, with a table in images.csv (default:"
+        " do not)")
+    add = parser.add_argument_group("attacks on the first network").add_argument
+    add("--images", metavar="N", default=30,
+        type=lambda given: given if given == "all" else POSITIVE(given),
+        help="number of images with optimised noise, or all (default: %(default)s)")
+    add("--norm", choices=("l1", "l2"), default="l1",
+        help="norm of the optimised noise (default: %(default)s)")
+    add("--c", type=RATE, metavar="C",
+        help="weight of that norm in the loss (default: by bisection for each image)")
+    add("--target", type=text, metavar="CLASS",
+        help="target of all optimised noise (default: each image's next class)")
+    add("--pairs", nargs="+", type=text, metavar="TRUE:TARGET",
+        help="pairs in the figure of optimised noise (default: the first class to others)")
+    add("--noise-steps", type=POSITIVE, metavar="N", default=50,
+        help="steps of each of six bisections; with --c twice as many (default: %(default)s)")
+    add("--epsilon", type=bound, metavar="E", default=16,
+        help="bound of the universal noise, in 1/255 (default: %(default)s)")
+    add("--universal-steps", type=POSITIVE, metavar="N", default=60,
+        help="steps that learn the universal noise, of 100 images each (default: %(default)s)")
+    # fmt: on
+
+
 def add_network(parser: argparse.ArgumentParser) -> None:
     """Add the option of scripts that read checkpoints, as `load_checkpoints` takes it."""
     parser.add_argument(

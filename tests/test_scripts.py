@@ -16,10 +16,12 @@ import pytest
 import torch
 from conftest import REAL_IMAGES, is_one_line, numbers_of, saved_numbers
 from PIL import Image
+from torchvision.transforms.functional import pil_to_tensor
 
 from common.files import ROOT
 from common.networks.build import build
 from common.networks.checkpoint import load_checkpoint, save_checkpoint
+from common.networks.prediction import predict
 from common.training import recipes
 from common.training.recipe import Recipe
 
@@ -37,7 +39,7 @@ FIGURES = {
     "lr_sweep.py": [f"lr_sweep_original_{name}.png" for name in ("loss", "each", "validation")],
     "adversarial.py": [
         f"adversarial_best_{name}.png"
-        for name in ("epsilon", "tradeoff", "fgsm", "noise", "universal")
+        for name in ("epsilon", "radius", "tradeoff", "fgsm", "noise", "universal")
     ],
 }
 RESULTS = {
@@ -266,9 +268,10 @@ def test_attacked_networks_are_compared(in_process, two_checkpoints, tmp_path):
     again = in_process(*command, tmp_path / "b")
     assert done.returncode == 0, done.stderr
     assert max(map(len, done.stdout.splitlines())) <= 80
-    table = done.stdout.split("== PGD on each ==")[1].split("==")[0]
-    assert table.count("one ") == table.count("two ") == 2
-    assert (tmp_path / "a/figures/adversarial_one_networks.png").exists()
+    table = done.stdout.split("== All networks ==")[1].split("==")[0]
+    assert table.count("one ") == table.count("two ") + 1 == 4  # "two" ends a header
+    for figure in ("networks", "transfer", "radius"):
+        assert (tmp_path / f"a/figures/adversarial_one_{figure}.png").exists()
     result, same = (
         read(tmp_path / name / "figures/adversarial_one.json") for name in ("a", "b")
     )
@@ -293,6 +296,37 @@ def test_attacked_networks_are_compared(in_process, two_checkpoints, tmp_path):
 
     assert timeless(result) == timeless(same)
     assert again.returncode == 0
+
+
+def test_adversarial_images_are_saved_as_a_folder_of_images(in_process, tmp_path):
+    """Each file is what its row says, for a program that reads the files alone."""
+    folder, path = tmp_path / "images", ROOT / "models/baseline.pt"
+    options = ("--ensemble-l2-epsilons", 1, "--save-images", folder, "--output-dir", tmp_path)
+    done = in_process("adversarial.py", path, *DRY_RUN, *options)
+    assert done.returncode == 0, done.stderr
+    with (folder / "images.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["file"] for row in rows} == {
+        file.relative_to(folder).as_posix() for file in folder.rglob("*.png")
+    }
+    result = read(tmp_path / "figures/adversarial_baseline.json")["strength"]["baseline"]
+    network = load_checkpoint(path, torch.device("cpu")).network
+    for norm, epsilon in (("linf", "8"), ("l2", "1")):
+        of_norm = [row for row in rows if row["norm"] == norm]
+        saved = result[norm]["ensemble"][epsilon]["in_8_bits"]
+        assert len(of_norm) == result[norm]["attacked"] > 0
+        assert sum(row["fools"] == "yes" for row in of_norm) == saved["fools"]
+        for row in of_norm:
+            assert row["file"].startswith(f"baseline-{norm}-{epsilon}/{row['label']}/")
+            image = pil_to_tensor(Image.open(folder / row["file"]))
+            k = int(predict(network, image[None]).argmax())
+            assert ("car", "truck", "cat")[k] == row["prediction"]
+            assert (row["prediction"] != row["label"]) == (row["fools"] == "yes")
+    refused = in_process(
+        "adversarial.py", path, *DRY_RUN, "--save-images", folder / "images.csv"
+    )
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("adversarial.py: --save-images: ")
 
 
 def test_without_best_the_baseline_is_attacked(in_process, tmp_path, monkeypatch):

@@ -2,7 +2,9 @@
 
 Every attack has the signature `attack(network, x, labels, *, targets=None, ...)`. It takes
 float32 images x (N, 3, S, S) in [0, 1] ("pixel space") and their true classes, int64 (N,), and
-returns images of the same shape, range and device; `universal` returns one noise instead.
+returns images of the same shape, range and device; `universal` returns one noise instead, and
+`minimal_noise` also the norm of each image's noise. `deepfool`, `minimal_noise` and `square`
+have no targets, and the first two no epsilon.
 Without targets an attack raises the loss of the true class; with targets (N,) it lowers the
 loss of the target. At epsilon 0 an attack returns x itself. The network's mode and the
 gradients of its parameters are restored afterwards. Random numbers come from `generator` alone

@@ -22,8 +22,11 @@ def random_start(
     return (epsilon * radius * noise / norms(noise, 2)).to(x)
 
 
-def project(noise: torch.Tensor, epsilon: float, norm: str) -> torch.Tensor:
-    """Return the noise nearest to `noise` whose norm is at most epsilon."""
+def project(noise: torch.Tensor, epsilon: float | torch.Tensor, norm: str) -> torch.Tensor:
+    """Return the noise nearest to `noise` whose norm is at most epsilon.
+
+    epsilon: one number, or one for each image, (N, 1, 1, 1).
+    """
     if norm == "linf":
         return noise.clamp(-epsilon, epsilon)
     return noise * (epsilon / norms(noise, 2)).clamp(max=1)

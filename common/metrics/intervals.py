@@ -15,6 +15,7 @@ hold images, so that the others stay empty, and an interval reaches to the farth
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -190,3 +191,28 @@ def proportion_interval(successes: int, trials: int) -> list[float]:
     low = 0.0 if not successes else low
     high = 1.0 if not failures else high
     return [float(low), float(high)]
+
+
+def median_with_interval(values: Sequence[float] | np.ndarray) -> tuple[float, list[float]]:
+    """Return the median of values (N,), each from 0 to infinity, and its interval.
+
+    A number t is outside the interval if the `proportion_interval` of the share of values below
+    t lies above one half, or that of the share of values up to t lies below one half. So the
+    interval of a median radius that fools agrees with the intervals of the shares of images
+    that are fooled. Its ends are values, of ranks k and N + 1 - k: infinite values and equal
+    values need no rule of their own. Three values or fewer tell nothing: their interval is
+    [0, inf]. An interval has no width only where all values from rank k to rank N + 1 - k are
+    equal, as the radii of a class whose images are all misclassified are 0. The median of an
+    even number of values is the mean of the middle two; of no values, it is nan.
+
+    >>> median_with_interval([3, 1, 2, 5, 4])
+    (3.0, [1.0, 5.0])
+    >>> median_with_interval([2.0])
+    (2.0, [0.0, inf])
+    """
+    n = len(values)
+    ranked = np.concatenate([[0.0], np.sort(values), [np.inf]])
+    # The first count of n whose interval reaches one half; by symmetry, n - k is the last.
+    k = bisect_left(range(n + 1), 0.5, key=lambda count: proportion_interval(count, n)[1])
+    median = float(np.median(values)) if n else np.nan
+    return median, [float(ranked[k]), float(ranked[n + 1 - k])]

@@ -10,7 +10,22 @@ import numpy as np
 import torch
 
 from common.attacks.robustness import AttackCurve
-from common.reporting.figures import colour, log_labels, new_figure, row_label, save, show
+from common.attacks.transfer import Transfer
+from common.metrics.intervals import median_with_interval
+from common.reporting.figures import (
+    colour,
+    log_labels,
+    matrix,
+    matrix_figure,
+    new_figure,
+    row_label,
+    save,
+    show,
+    spread,
+)
+from common.reporting.tables import shorten
+
+MOST_LINES = 7  # classes in a panel: the colours that readers can distinguish
 
 
 def accuracy_curves(
@@ -48,6 +63,66 @@ def accuracy_curves(
         axes.yaxis.set_tick_params(labelleft=True)
         axes.grid(alpha=0.3)
     panels[1].legend(fontsize=8, title="bars: 95% intervals", title_fontsize=8)
+    return save(figure, path)
+
+
+def recall_curves(
+    path: Path,
+    radii: dict[str, torch.Tensor],
+    labels: torch.Tensor,
+    classes: Sequence[str],
+    title: str,
+    caption: str,
+) -> Path:
+    """Draw the recall of each class by epsilon, one panel for each network.
+
+    radii: by network, the norm (N,) of the smallest noise that fools, in 1/255; an image is
+    right as long as epsilon is smaller. Around one half are the median radii of the classes,
+    with 95% intervals. Of more than MOST_LINES classes, so many from the first to the last.
+    """
+    figure = new_figure(1 + 3.4 * len(radii), 3.9, title, caption)
+    panels = figure.subplots(1, len(radii), sharex=True, sharey=True, squeeze=False)[0]
+    finite = torch.cat([values[values.isfinite()] for values in radii.values()])
+    most = float(finite.quantile(0.98)) if len(finite) else 1.0
+    for axes, (network, values) in zip(panels, radii.items(), strict=True):
+        for drawn, k in enumerate(spread(len(classes), MOST_LINES)):
+            of_class = values[labels == k].sort().values.numpy()
+            if len(of_class):
+                standing = 1 - np.arange(1, len(of_class) + 1) / len(of_class)
+                axes.step(
+                    np.concatenate([[0], of_class]), np.concatenate([[1], standing]),
+                    where="post", color=colour(k), linewidth=1.6,
+                    label=f"{shorten(classes[k])} ({len(of_class)})",
+                )  # fmt: skip
+                median, (low, high) = median_with_interval(of_class)
+                height = 0.5 + 0.025 * (1 - drawn)  # so that the bars don't cover each other
+                axes.plot([low, min(high, 2 * most)], 2 * [height], color=colour(k), alpha=0.7)
+                axes.plot(median, height, "o", color=colour(k), markersize=5)
+        axes.axhline(0.5, color="0.6", linewidth=0.8, linestyle=":")
+        axes.set_title(shorten(network, 28), fontsize=10)
+        axes.set_xlim(0, max(most, 1e-3))
+        axes.set_ylim(-0.03, 1.03)
+        axes.set_xlabel("epsilon (1/255)")
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel("recall that is left")
+    panels[-1].legend(
+        fontsize=8, title="class (images); bars:\nmedians, 95% intervals", title_fontsize=8
+    )
+    return save(figure, path)
+
+
+def transfer_matrix(
+    path: Path, table: dict[str, dict[str, Transfer]], title: str, caption: str
+) -> Path:
+    """Draw the share of images that fool a network, by the network that they are made on."""
+    names = list(table)
+    counts = [list(row.values()) for row in table.values()]
+    shares = np.array([[t.share() or 0.0 for t in row] for row in counts])
+    cells = [[f"{t.fooled} of {t.images}" for t in row] for row in counts]
+    figure = matrix_figure(len(names), title, caption)
+    axes = matrix(figure, shares, cells, names, "share of images that fool")
+    axes.set_xlabel("tried on")
+    axes.set_ylabel("made on")
     return save(figure, path)
 
 

@@ -14,19 +14,24 @@ from common.attacks.fgsm import fgsm_per_epsilon
 from common.attacks.gradients import logits_of
 from common.attacks.noise_robustness import ROUNDS
 from common.attacks.optimised_noise import minimise, optimise
-from common.attacks.robustness import AttackCurve, correctly_classified, noise_norms
+from common.attacks.robustness import correctly_classified, noise_norms
+from common.attacks.transfer import Transfer
 from common.dataset.split import LabelledImages
 from common.reporting.attack_figures import (
     accuracy_curves,
     noise_picture,
     noise_tradeoff,
     picture_grid,
+    recall_curves,
+    transfer_matrix,
 )
 from common.reporting.figures import spread
+from common.reporting.network_attacks import NetworkAttacks
 from common.reporting.tables import shorten
 
 MOST_ROWS = 8  # classes in a figure of pictures
 MOST_TWICE = 5  # classes with two pictures each in one row
+KINDS = ("epsilon", "radius", "networks", "transfer", "tradeoff", "fgsm", "noise", "universal")
 Cell = tuple[torch.Tensor, str]  # a picture (3, S, S) and its title
 
 
@@ -141,7 +146,8 @@ def universal_rows(
 def save_figures(
     prefix: str,
     subject: Subject,
-    curves: dict[str, dict[str, AttackCurve]],
+    attacks: dict[str, NetworkAttacks],
+    transferred: dict[str, dict[str, Transfer]],
     noises: dict[str, dict[str, Any]],
     learned: dict[str, torch.Tensor | None],
     *,
@@ -151,32 +157,41 @@ def save_figures(
     steps: int,
     epsilon: float,
     epsilons: Sequence[float],
+    transfer_epsilon: float,
 ) -> list[Path]:
     """Save all figures of adversarial.py as PREFIX_*.png, and return their paths.
 
-    curves: of each network, by attack. noises, learned: from `measure_optimised_noise` and
-    `measure_universal_noise`. pairs to steps: of the optimised noise. epsilon (of the universal
-    noise), epsilons: in 1/255.
+    attacks: by network. transferred, noises, learned: from `transfer`,
+    `measure_optimised_noise` and `measure_universal_noise`. pairs to steps: of the optimised
+    noise. epsilon (of the universal noise), epsilons, transfer_epsilon: in 1/255.
     """
     name, classes = subject.name, subject.classes
     caption = f"{subject.source}; n = {len(subject.test.labels):,} test images"
     chosen = f"; {MOST_ROWS} of {len(classes)} classes" if len(classes) > MOST_ROWS else ""
-    paths = {
-        kind: Path(f"{prefix}_{kind}.png")
-        for kind in ("epsilon", "networks", "tradeoff", "fgsm", "noise", "universal")
-    }
+    paths = {kind: Path(f"{prefix}_{kind}.png") for kind in KINDS}
     of_subject = {
         attack: curve
-        for attack, curve in curves[name].items()
+        for attack, curve in attacks[name].curves.items()
         if curve.unit == "1/255" and not curve.targeted
     }
     saved = [
         accuracy_curves(paths["epsilon"], of_subject, epsilons, f"{name} under attack", caption)
     ]
-    if len(curves) > 1:
-        under_pgd = {network: of_network["PGD"] for network, of_network in curves.items()}
+    radii = {
+        network: 255 * measured.strengths["linf"].radii.cpu()
+        for network, measured in attacks.items()
+    }
+    title = "The smallest noise that fools, in L-infinity"
+    labels = subject.test.labels.cpu()
+    saved.append(recall_curves(paths["radius"], radii, labels, classes, title, caption))
+    if len(attacks) > 1:
+        under_pgd = {network: measured.curves["PGD"] for network, measured in attacks.items()}
         title = "Networks under PGD"
         saved.append(accuracy_curves(paths["networks"], under_pgd, epsilons, title, caption))
+        title = (
+            f"Images made on one network, tried on another, epsilon {transfer_epsilon:g}/255"
+        )
+        saved.append(transfer_matrix(paths["transfer"], transferred, title, caption))
     if c is None:
         row = noises["zeros start"]
         tradeoff = {r["c"]: r for key, r in noises.items() if key.startswith("C = ")}

@@ -6,8 +6,9 @@ from textwrap import fill
 from typing import Any
 
 from common.attacks.robustness import AttackCurve
+from common.attacks.transfer import Transfer
 from common.reporting.evaluation_tables import SUMMARIES, recall_columns, reports_compared
-from common.reporting.tables import side_by_side, text_table, with_interval
+from common.reporting.tables import short_names, side_by_side, text_table, with_interval
 
 
 def curve_text(curve: AttackCurve) -> str:
@@ -75,23 +76,16 @@ def universal_noise_text(rows: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines[:-1])
 
 
-def attack_record(
-    curves: dict[str, dict[str, AttackCurve]],
-    noises: dict[str, dict[str, Any]],
-    universals: dict[str, dict[str, Any]],
-) -> dict[str, Any]:
-    """Return every number of the tables, for a result file."""
-    return {
-        "curves": {
-            network: {attack: curve.as_dict() for attack, curve in of_network.items()}
-            for network, of_network in curves.items()
-        },
-        "noise": noises,
-        "universal": {
-            name: {
-                part: values | {"report": values["report"].as_dict()}
-                for part, values in measured.items()
-            }
-            for name, measured in universals.items()
-        },
-    }
+def transfer_text(table: dict[str, dict[str, Transfer]], epsilon: float) -> str:
+    """Return the share of images that fool each network, by the network they are made on."""
+    names = short_names(list(table), 14)
+    rows = [
+        [name, *("-" if (share := t.share()) is None else f"{share:.3f}" for t in row.values())]
+        for name, row in zip(names, table.values(), strict=True)
+    ]
+    about = (
+        f"Transfer: images of MI-FGSM at epsilon {epsilon:g}/255, made on the network of the"
+        " row and tried on that of the column; the share that fools, of the images that both"
+        " have right:"
+    )
+    return f"{fill(about, 80)}\n{text_table(['', *names], rows)}"

@@ -11,10 +11,13 @@ from conftest import EMPTY, random_part
 from torch import nn
 
 from common.attacks.apgd import apgd
+from common.attacks.deepfool import deepfool
 from common.attacks.fgsm import fgsm, fgsm_per_epsilon
 from common.attacks.gradients import fools, gradient, objective_gradient
+from common.attacks.minimal_noise import minimal_noise
 from common.attacks.optimised_noise import minimise, optimise
 from common.attacks.pgd import pgd
+from common.attacks.square import square
 from common.attacks.universal_noise import universal
 from common.errors import InputError
 from common.networks.build import build
@@ -42,6 +45,12 @@ OPTIMISED = {
     "minimise, l2, gaussian": partial(short_minimise, norm="l2", start="gaussian"),
 }
 ALL = BOUNDED | OPTIMISED | {"universal": partial(universal, steps=2)}
+
+ALONE = {  # without targets
+    "square": partial(square, epsilon=4 / 255, queries=3),
+    "deepfool": partial(deepfool, steps=2),
+    "minimal noise": partial(minimal_noise, steps=2),
+}
 
 
 def run(name: str, network: nn.Module = NETWORK, **options) -> torch.Tensor:
@@ -76,7 +85,7 @@ def test_attacks_raise_the_loss_of_the_label_or_lower_that_of_the_target(name):
 
 
 @pytest.mark.parametrize("fails", [False, True])
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", [*ALL, *ALONE])
 def test_modes_gradients_and_random_state_are_restored(name, fails):
     network = build("simple-cnn", {"classes": 3}, 1).train()
     network.conv1.eval()
@@ -95,7 +104,7 @@ def test_modes_gradients_and_random_state_are_restored(name, fails):
     if fails:
         network.register_forward_hook(lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError) if fails else nullcontext():
-        run(name, network, targets=TARGETS)
+        ALONE[name](network, X, Y) if name in ALONE else run(name, network, targets=TARGETS)
     # Dropout was off, and BatchNorm would not have updated the running averages.
     assert not any(modes_of_calls)
     assert state() == before

@@ -13,6 +13,7 @@ from common.metrics.intervals import (
     PER_CLASS,
     draw_rows,
     interval,
+    median_with_interval,
     proportion_interval,
     row_prior,
     scores_and_intervals,
@@ -276,3 +277,54 @@ def test_only_the_ratio_of_the_shares_matters():
             assert np.array(a[name]) == pytest.approx(np.array(b[name])), name
     by_default = scores_and_intervals(CONFUSION)[1]
     assert scores_and_intervals(CONFUSION, CONFUSION.sum(1))[1] == by_default
+
+
+@pytest.mark.parametrize(
+    ("values", "median", "ends"),
+    [
+        ([], np.nan, [0, np.inf]),
+        ([2], 2, [0, np.inf]),
+        ([2, np.inf], np.inf, [0, np.inf]),
+        ([3, 1, 2], 2, [0, np.inf]),
+        ([4, 1, 3, 2], 2.5, [1, 4]),
+        ([0, 0, 0, 0, 7], 0, [0, 7]),
+        (range(1, 24), 12, [7, 17]),  # of 23, the ranks 7 and 17
+        ([*range(1, 7), *[np.inf] * 17], np.inf, [np.inf, np.inf]),
+        ([*range(1, 8), *[np.inf] * 16], np.inf, [7, np.inf]),
+        ([0] * 13 + [0.5] * 10, 0, [0, 0.5]),
+        ([0] * 23, 0, [0, 0]),  # a class whose images are all misclassified
+        (np.arange(51, 0, -1, dtype=np.float32), 26, [19, 33]),
+    ],
+)
+def test_a_median_and_its_interval_by_hand(values, median, ends):
+    found = median_with_interval(values)
+    assert found == (pytest.approx(median, nan_ok=True), ends)
+    assert all(type(number) is float for number in (found[0], *found[1]))
+
+
+RADII = st.lists(st.one_of(st.integers(0, 12), st.just(np.inf)), max_size=40)
+
+
+@settings(max_examples=100)
+@given(RADII)
+def test_the_interval_of_a_median_agrees_with_those_of_shares(values):
+    median, (low, high) = median_with_interval(values)
+    assert low <= high
+    if values:
+        assert low <= median <= high
+    for t in np.arange(0.25, 12, 0.25):
+        below, up_to = (sum(map(compare, values)) for compare in (t.__gt__, t.__ge__))
+        above_half = proportion_interval(below, len(values))[0] > 0.5
+        below_half = proportion_interval(up_to, len(values))[1] < 0.5
+        assert (low <= t <= high) == (not above_half and not below_half), t
+
+
+@pytest.mark.simulation
+@pytest.mark.parametrize("n", [5, 23, 51])
+def test_95_percent_of_the_intervals_hold_the_true_median(n):
+    rng = np.random.default_rng(0)
+    held = 0
+    for sample in rng.exponential(size=(2000, n)):
+        low, high = median_with_interval(sample)[1]
+        held += low <= np.log(2) <= high
+    assert 0.92 < held / 2000 < 0.98

@@ -17,6 +17,8 @@ from sklearn.metrics import (
 )
 
 from common.attacks.robustness import AttackCurve, AttackResult
+from common.attacks.strength import Strength
+from common.attacks.transfer import Transfer
 from common.dataset.duplicates import Pair, rows
 from common.dataset.label_fixes import Suspect
 from common.dataset.split import LabelledImages, Split
@@ -33,6 +35,7 @@ from common.reporting import (
     probability_figures,
     training_figures,
 )
+from common.reporting.network_attacks import NetworkAttacks
 from common.training.learning_rates import RangeTest
 from common.training.recipe import Recipe
 from common.training.runs import Run
@@ -103,6 +106,16 @@ FIGURES = {
             "car to truck": [(PICTURE, "original\ncar 100%")] * 3,
             "shorter": [(attack_figures.noise_picture(PICTURE - 0.5, 2, grey=True), "noise")],
         },
+        "A title", ABOUT,
+    ),
+    "recall_curves": (
+        attack_figures.recall_curves,
+        {"one": torch.tensor([0.0, 2.0, torch.inf, 3.0]), "two": torch.ones(4)},
+        torch.tensor([0, 0, 1, 2]), CLASSES, "A title", ABOUT,
+    ),
+    "transfer_matrix": (
+        attack_figures.transfer_matrix,
+        {name: {"one": Transfer(1, 4), "two": Transfer(0, 0)} for name in ("one", "two")},
         "A title", ABOUT,
     ),
     "noise_tradeoff": (
@@ -362,7 +375,9 @@ def test_a_row_with_nothing_to_show_is_named(monkeypatch):
     captions = {}
     for name, row in (("fgsm", "car"), ("noise", "car to cat"), ("universal", "balanced")):
         monkeypatch.setattr(attack_pictures, f"{name}_rows", lambda *a, row=row, **k: {row: []})
-    monkeypatch.setattr(attack_pictures, "accuracy_curves", lambda path, *a: path)
+    for name in ("accuracy_curves", "recall_curves"):
+        monkeypatch.setattr(attack_pictures, name, lambda path, *a: path)
+    measured = NetworkAttacks({}, {"linf": Strength("linf", 6, torch.ones(6), {}, 0.0)})
     monkeypatch.setattr(
         attack_pictures,
         "picture_grid",
@@ -370,8 +385,9 @@ def test_a_row_with_nothing_to_show_is_named(monkeypatch):
     )
     subject = attack_pictures.Subject("net", None, random_part((2, 2, 2)), CLASSES, "source")
     attack_pictures.save_figures(
-        "a", subject, {"net": {}}, {"zeros start": {"images": 6}}, {},
+        "a", subject, {"net": measured}, {}, {"zeros start": {"images": 6}}, {},
         pairs=[(0, 2), (1, 0)], c=0.1, norm="l1", steps=1, epsilon=8, epsilons=[],
+        transfer_epsilon=4,
     )  # fmt: skip
     assert captions["a_fgsm"].endswith("; none to show of: truck, cat")
     assert captions["a_noise"].endswith("; none to show of: truck to car")
