@@ -93,6 +93,7 @@ def test_photographs_of_ones_own_go_through_all_scripts(in_process, real_photos,
         "adversarial.py": [
             "out/models/original+epochs=1+batch-size=16.pt", "--images", 4, "--noise-steps", 3,
             "--steps", 2, "--epsilons", 0, 8, "--universal-steps", 2,
+            "--ensemble-epsilons", 8, "--ensemble-steps", 2, "--queries", 5,
         ],
     }  # fmt: skip
     for name, more in commands.items():
