@@ -194,6 +194,7 @@ def _move_noise(
     lacking = epsilon**2 - noise.square().sum((1, 2, 3), keepdim=True)
     old = noise[to_active]
     old_norms = old.square().sum((2, 3), keepdim=True)  # squared, as all norms here
+    # By channel, as in AutoAttack since its fix; torchattacks adds up the channels.
     noise[to_active] = 0  # counts the intersection of both windows once
     both_norms = old_norms + noise[source_active].square().sum((2, 3), keepdim=True)
     new = patterns + old / old_norms.sqrt().clamp(min=1e-12)
