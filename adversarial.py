@@ -110,8 +110,10 @@ def main(args):
 
     prefix = f"{options.output_dir(args) / 'figures' / 'adversarial'}_{first}"
     subject = Subject(first, network, test, classes, split.source)
-    shown = {"pairs": pairs, "epsilon": args.epsilon, "epsilons": args.epsilons}
-    shown["transfer_epsilon"] = transfer_epsilon
+    shown = {
+        "pairs": pairs, "epsilon": args.epsilon, "epsilons": args.epsilons,
+        "transfer_epsilon": transfer_epsilon,
+    }  # fmt: skip
     measured = (attacks, transferred, noises, learned)
     saved = save_figures(prefix, subject, *measured, **shown, **noise_settings)
     if args.save_images:

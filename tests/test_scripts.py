@@ -18,6 +18,7 @@ from conftest import REAL_IMAGES, is_one_line, numbers_of, saved_numbers
 from PIL import Image
 from torchvision.transforms.functional import pil_to_tensor
 
+from common.dataset.load import load
 from common.files import ROOT
 from common.networks.build import build
 from common.networks.checkpoint import load_checkpoint, save_checkpoint
@@ -300,7 +301,7 @@ def test_attacked_networks_are_compared(in_process, two_checkpoints, tmp_path):
 
 def test_adversarial_images_are_saved_as_a_folder_of_images(in_process, tmp_path):
     """Each file is what its row says, for a program that reads the files alone."""
-    folder, path = tmp_path / "images", ROOT / "models/baseline.pt"
+    folder, path = tmp_path / "images", ROOT / "models/best.pt"
     options = ("--ensemble-l2-epsilons", 1, "--save-images", folder, "--output-dir", tmp_path)
     done = in_process("adversarial.py", path, *DRY_RUN, *options)
     assert done.returncode == 0, done.stderr
@@ -309,7 +310,7 @@ def test_adversarial_images_are_saved_as_a_folder_of_images(in_process, tmp_path
     assert {row["file"] for row in rows} == {
         file.relative_to(folder).as_posix() for file in folder.rglob("*.png")
     }
-    result = read(tmp_path / "figures/adversarial_baseline.json")["strength"]["baseline"]
+    result = read(tmp_path / "figures/adversarial_best.json")["strength"]["best"]
     network = load_checkpoint(path, torch.device("cpu")).network
     for norm, epsilon in (("linf", "8"), ("l2", "1")):
         of_norm = [row for row in rows if row["norm"] == norm]
@@ -317,11 +318,15 @@ def test_adversarial_images_are_saved_as_a_folder_of_images(in_process, tmp_path
         assert len(of_norm) == result[norm]["attacked"] > 0
         assert sum(row["fools"] == "yes" for row in of_norm) == saved["fools"]
         for row in of_norm:
-            assert row["file"].startswith(f"baseline-{norm}-{epsilon}/{row['label']}/")
+            assert row["file"].startswith(f"best-{norm}-{epsilon}/{row['label']}/")
             image = pil_to_tensor(Image.open(folder / row["file"]))
             k = int(predict(network, image[None]).argmax())
             assert ("car", "truck", "cat")[k] == row["prediction"]
             assert (row["prediction"] != row["label"]) == (row["fools"] == "yes")
+    two = ["car", "cat"]  # of the trucks one image is right, and a split needs two
+    loaded = load(str(folder / "best-linf-8"), classes=two, test_share=0.3, cache=tmp_path)
+    of_two = [row for row in rows if row["norm"] == "linf" and row["label"] in two]
+    assert len(loaded.train.labels) + len(loaded.test.labels) == len(of_two) > 10
     refused = in_process(
         "adversarial.py", path, *DRY_RUN, "--save-images", folder / "images.csv"
     )

@@ -1,10 +1,15 @@
-"""The ball of radius epsilon around each image: random starts, and projections onto it."""
+"""The ball of radius epsilon around each image: norms, random starts, projections."""
 
 from __future__ import annotations
 
 import torch
 
 from common.attacks.gradients import norms
+
+
+def noise_norm(noise: torch.Tensor, norm: str) -> torch.Tensor:
+    """Return the norm of each image's noise, (N,): 0 without noise, unlike `norms`."""
+    return noise.flatten(1).norm(torch.inf if norm == "linf" else 2, dim=1)
 
 
 def random_start(

@@ -1,7 +1,7 @@
 """The ensemble: attacks in turn, each on the images that withstood those before it.
 
-AutoAttack (Croce and Hein 2020) made for any number of classes from two up. The standard
-version needs four classes for its targeted loss, and ten for nine targets.
+It follows AutoAttack (Croce and Hein 2020), for any number of classes from two up: the standard
+version of AutoAttack needs four classes for its targeted loss, and ten for nine targets.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ import torch
 from torch import nn
 
 from common.attacks.apgd import apgd
-from common.attacks.gradients import fools, logits_of, norms
+from common.attacks.ball import noise_norm
+from common.attacks.gradients import fools, logits_of
 from common.attacks.square import square
 
-MINIMAL_NOISE = "minimal noise"  # the name of the first attack
+MINIMAL_NOISE, WITHOUT_GRADIENTS = "minimal noise", "Square"  # names: the first, the last
 ROUNDING = 1e-6  # by which the norm of noise within epsilon may seem to exceed it
 MOST_TARGETS = 9  # as AutoAttack; with K classes at most K - 1
 
@@ -80,12 +81,15 @@ MEMBERS = (
     Member("APGD, cross-entropy", partial(_apgd, loss="cross-entropy")),
     Member("APGD, margin", partial(_apgd, loss="margin")),
     Member("APGD, each target", _apgd_targeted),
-    Member("Square", _square),
+    Member(WITHOUT_GRADIENTS, _square),
 )
 
 
 def members(classes: int) -> list[Member]:
-    """Return the members for a number of classes: of two, a target is what the margin is of."""
+    """Return the members for a number of classes.
+
+    With two classes the margin towards the only target is the margin without targets.
+    """
     return [m for m in MEMBERS if classes > 2 or m.run is not _apgd_targeted]
 
 
@@ -101,12 +105,14 @@ def ensemble(
     no later one. Images that the network misclassifies are not attacked.
     """
     generator = generator or torch.Generator().manual_seed(0)
-    near = norms(smallest - x, torch.inf if norm == "linf" else 2) <= epsilon + ROUNDING
-    images = smallest.where(near, x)
+    logits = logits_of(network, smallest)
+    near = noise_norm(smallest - x, norm) <= epsilon + ROUNDING
+    fooled = near & fools(logits, labels, None)
+    images = smallest.where(fooled.view(-1, 1, 1, 1), x)
     yield MINIMAL_NOISE, images.clone()
     ball = {"epsilon": epsilon, "norm": norm, "generator": generator}
-    standing = (~fools(logits_of(network, images), labels, None)).nonzero()[:, 0]
-    for member in members(logits_of(network, x[:1]).shape[1]):
+    standing = (~fooled).nonzero()[:, 0]
+    for member in members(logits.shape[1]):
         if epsilon and len(standing):
             y = labels[standing]
             found = member.run(network, x[standing], y, budget=budget, **ball)

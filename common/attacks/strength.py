@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from common.attacks.ensemble import Budget, ensemble
-from common.attacks.gradients import fools, logits_of, norms
+from common.attacks.ball import noise_norm
+from common.attacks.ensemble import WITHOUT_GRADIENTS, Budget, ensemble
+from common.attacks.gradients import logits_of
 from common.attacks.minimal_noise import minimal_noise
 from common.attacks.rounding import fool_in_8_bits
 from common.metrics.report import Report, report
@@ -70,7 +71,7 @@ class Strength:
 
     def masked(self) -> bool:
         """Return whether the gradients seem masked: see MASKED."""
-        added = (result.stages["Square"].added for result in self.results.values())
+        added = (result.stages[WITHOUT_GRADIENTS].added for result in self.results.values())
         return max(added, default=0) > MASKED * self.attacked
 
 
@@ -85,35 +86,37 @@ def measure_strength(
     `minimal_noise`, or less if an attack of the ensemble finds less.
     """
 
-    def report_of(logits: torch.Tensor) -> Report:
-        return report(labels.cpu(), logits.argmax(1).cpu(), classes)
+    def report_of(predictions: torch.Tensor) -> Report:
+        return report(labels.cpu(), predictions.cpu(), classes)
 
     generator = torch.Generator().manual_seed(seed)
     start = time.perf_counter()
     smallest, radii = minimal_noise(network, x, labels, norm=norm)
     seconds = time.perf_counter() - start
+    attacked = radii > 0
     results = {}
     for text, epsilon in sorted(epsilons.items(), key=lambda item: item[1]):
-        stages, before = {}, x
+        stages, standing = {}, attacked
         attacks = ensemble(
             network, x, labels, smallest,
             epsilon=epsilon, norm=norm, budget=budget, generator=generator,
         )  # fmt: skip
         start = time.perf_counter()
         for name, images in attacks:
-            added = int((images != before).flatten(1).any(1).sum())
             seconds_of_stage = time.perf_counter() - start
-            stages[name] = Stage(added, report_of(logits_of(network, images)), seconds_of_stage)
-            before, start = images, time.perf_counter()
-        size = norms(images - x, torch.inf if norm == "linf" else 2).flatten()
-        nearer = (images != x).flatten(1).any(1) & (size < radii)
+            predictions = logits_of(network, images).argmax(1)
+            added = int((standing & (predictions != labels)).sum())
+            stages[name] = Stage(added, report_of(predictions), seconds_of_stage)
+            standing, start = standing & (predictions == labels), time.perf_counter()
+        size = noise_norm(images - x, norm)
+        nearer = attacked & ~standing & (size < radii)
         smallest = images.where(nearer.view(-1, 1, 1, 1), smallest)
         radii = size.where(nearer, radii)
         rounded = fool_in_8_bits(
             network, x, labels, images,
             epsilon=epsilon, norm=norm, steps=budget.steps, generator=generator,
         )  # fmt: skip
-        logits = logits_of(network, rounded)
-        rounded_fools = int((fools(logits, labels, None) & (radii > 0)).sum())
-        results[text] = EnsembleResult(stages, rounded, report_of(logits), rounded_fools)
-    return Strength(norm, int((radii > 0).sum()), radii, results, seconds)
+        predictions = logits_of(network, rounded).argmax(1)
+        rounded_fools = int((attacked & (predictions != labels)).sum())
+        results[text] = EnsembleResult(stages, rounded, report_of(predictions), rounded_fools)
+    return Strength(norm, int(attacked.sum()), radii, results, seconds)

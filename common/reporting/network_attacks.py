@@ -17,6 +17,7 @@ from common.attacks.transfer import Transfer
 from common.dataset.split import LabelledImages
 from common.reporting.attack_tables import curve_text
 from common.reporting.strength_tables import (
+    MASKED,
     ensemble_text,
     smallest_noise_text,
     strength_record,
@@ -60,6 +61,8 @@ def attack_network(
         )  # fmt: skip
         for epsilon in strengths[norm].results:
             show(ensemble_text(strengths[norm], epsilon, budget))
+    if any(strength.masked() for strength in strengths.values()):
+        show(MASKED)
     show(smallest_noise_text(list(strengths.values()), test.labels, classes))
     return NetworkAttacks(curves, strengths)
 

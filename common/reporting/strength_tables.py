@@ -19,10 +19,7 @@ from common.reporting.tables import side_by_side, text_table, with_interval
 METRICS = list(SUMMARIES)[:2]
 # The name of a norm, the unit of its noise, and how many units the range of a pixel has.
 UNITS = {"linf": ("L-infinity", "1/255", 255), "l2": ("L2", "pixel values", 1)}
-MASKED = (
-    "The gradients may be masked: Square, which needs none, fools images that withstood every"
-    " attack with gradients. Trust the ensemble alone."
-)
+MASKED = "Gradients may be masked: Square, which needs none, fools what the others can't."
 
 
 def smallest_noise(
@@ -90,8 +87,6 @@ def ensemble_text(strength: Strength, name: str, budget: Budget) -> str:
         "",
         side_by_side(["ensemble", "in 8 bits"], recall_columns([whole, rounded])),
     ]
-    if strength.masked():
-        lines += ["", fill(MASKED, 80)]
     return "\n".join(lines)
 
 

@@ -6,8 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from common.attacks.gradients import logits_of
+from common.attacks.gradients import BATCH, logits_of
 from common.attacks.pgd import pgd
+from common.dataset.split import LabelledImages
+from common.networks.prediction import to_pixel_space
 from common.training.recipe import Recipe
 
 VALIDATION_STEPS = 10  # of PGD, on the images that choose the best epoch
@@ -31,12 +33,23 @@ def adversarial_images(
     )  # fmt: skip
 
 
-def validation_images(
-    network: nn.Module, x: torch.Tensor, labels: torch.Tensor, recipe: Recipe
+def predict_under_attack(
+    network: nn.Module, part: LabelledImages, recipe: Recipe
 ) -> torch.Tensor:
-    """Return the images of PGD of VALIDATION_STEPS steps, always from the same random start."""
-    epsilon = recipe.adversarial / 255
-    return pgd(network, x, labels, epsilon=epsilon, steps=VALIDATION_STEPS)
+    """Return the logits (N, K), on the CPU, of the images that PGD makes of a part's images.
+
+    PGD has VALIDATION_STEPS steps, and the same random starts in each call.
+    """
+    device, generator = next(network.parameters()).device, torch.Generator().manual_seed(0)
+    logits = []
+    for images, labels in zip(part.images.split(BATCH), part.labels.split(BATCH), strict=True):
+        x, y = to_pixel_space(images.to(device)), labels.to(device)
+        attacked = pgd(
+            network, x, y, epsilon=recipe.adversarial / 255, steps=VALIDATION_STEPS,
+            generator=generator,
+        )  # fmt: skip
+        logits.append(logits_of(network, attacked).cpu())
+    return torch.cat(logits)
 
 
 def divergence(logits: torch.Tensor, attacked: torch.Tensor) -> torch.Tensor:

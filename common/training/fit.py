@@ -22,7 +22,7 @@ from common.metrics.report import g_mean
 from common.networks.build import torch_seed
 from common.networks.prediction import predict, to_pixel_space
 from common.training import augmentation, losses, mixing, sampling
-from common.training.adversarial import adversarial_images, divergence, validation_images
+from common.training.adversarial import adversarial_images, divergence, predict_under_attack
 from common.training.log import Row, TrainingLog
 from common.training.optimization import (
     limit_class_norms,
@@ -352,13 +352,11 @@ def _record_epoch(
 def _validate(
     network: nn.Module, validation: LabelledImages, recipe: Recipe, history: History
 ) -> None:
-    """Record the loss and the G-mean on the validation images; of PGD, if it is trained on."""
-    images = validation.images
+    """Record loss and G-mean on the validation images, or on PGD's if PGD's are trained on."""
     if recipe.adversarial:
-        device = next(network.parameters()).device
-        x = to_pixel_space(images[:]).to(device)
-        images = validation_images(network, x, validation.labels.to(device), recipe)
-    logits = predict(network, images)
+        logits = predict_under_attack(network, validation, recipe)
+    else:
+        logits = predict(network, validation.images)
     history.validation_loss.append(F.cross_entropy(logits, validation.labels).item())
     history.validation_g_mean.append(g_mean(validation.labels, logits.argmax(1)))
 

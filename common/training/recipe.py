@@ -147,12 +147,15 @@ class Recipe:
         1.0, "both parameters of the beta distribution", least=1e-3, most=1e3
     )
     adversarial: float = option(
-        0.0, "train on PGD images within N/255 of each image; 0: do not", least=0, most=255
+        0.0,
+        "train, and validate each epoch, on PGD images within N/255 of each image; 0: do not",
+        least=0,
+        most=255,
     )
     adversarial_steps: int = option(3, "PGD steps in adversarial training", least=1, most=1000)
     trades: float = option(
         0.0,
-        "weight beta of TRADES, which trains on both, the images and PGD's; 0: on PGD's alone",
+        "weight beta of TRADES, which trains on the images and on PGD's; 0: on PGD's alone",
         least=0,
         most=1000,
     )
