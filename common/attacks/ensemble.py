@@ -113,7 +113,7 @@ def ensemble(
     ball = {"epsilon": epsilon, "norm": norm, "generator": generator}
     standing = (~fooled).nonzero()[:, 0]
     for member in members(logits.shape[1]):
-        if epsilon and len(standing):
+        if len(standing):
             y = labels[standing]
             found = member.run(network, x[standing], y, budget=budget, **ball)
             fooled = fools(logits_of(network, found), y, None)

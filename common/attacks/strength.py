@@ -109,7 +109,7 @@ def measure_strength(
             stages[name] = Stage(added, report_of(predictions), seconds_of_stage)
             standing, start = standing & (predictions == labels), time.perf_counter()
         size = noise_norm(images - x, norm)
-        nearer = attacked & ~standing & (size < radii)
+        nearer = (size > 0) & (size < radii)
         smallest = images.where(nearer.view(-1, 1, 1, 1), smallest)
         radii = size.where(nearer, radii)
         rounded = fool_in_8_bits(

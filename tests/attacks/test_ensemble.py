@@ -6,6 +6,7 @@ from attack_cases import NETWORK, X, Y, linear_images
 from torch import nn
 
 from common.attacks import ensemble as module
+from common.attacks import strength as strength_module
 from common.attacks.ensemble import MINIMAL_NOISE, Budget, ensemble, members
 from common.attacks.gradients import logits_of
 from common.attacks.minimal_noise import minimal_noise
@@ -101,7 +102,7 @@ def test_each_target_is_tried_in_the_order_of_the_logits(monkeypatch):
 
 def test_the_report_of_each_stage_is_that_of_its_predictions():
     epsilons = (0.4 / 255, 0.8 / 255)
-    strength = strength_of(epsilons=epsilons)
+    strength = strength_of(epsilons=epsilons[::-1])
     assert list(strength.results) == ["0.4", "0.8"]
     smaller, larger = strength.results.values()
     for result in (smaller, larger):
@@ -115,6 +116,43 @@ def test_the_report_of_each_stage_is_that_of_its_predictions():
     for result, epsilon in zip((smaller, larger), epsilons, strict=True):
         standing = (strength.radii > epsilon).sum()
         assert result.report().accuracy == pytest.approx(standing / len(X))
+
+
+def test_noise_that_the_ensemble_finds_lowers_the_radius(monkeypatch):
+    """As if no noise was known: what fools at the first epsilon is known at the second."""
+    radii = torch.full((len(X),), torch.inf)
+    monkeypatch.setattr(strength_module, "minimal_noise", lambda *_, **__: (X, radii.clone()))
+    strength = strength_of(epsilons=(0.6 / 255, 2 / 255))
+    smaller, larger = strength.results.values()
+    found = sum(stage.added for stage in smaller.stages.values())
+    assert 0 < found < len(X)
+    assert smaller.stages[MINIMAL_NOISE].added == 0
+    assert larger.stages[MINIMAL_NOISE].added == found
+    assert (strength.radii <= 0.6 / 255 + 1e-6).sum() == found
+    standing = larger.report().accuracy * len(X)
+    assert strength.radii.isinf().sum() == pytest.approx(standing)
+
+
+def test_the_budget_reaches_each_attack(monkeypatch):
+    given = []
+
+    def attack(_network, x, _labels, **settings):
+        given.append(settings)
+        return x
+
+    for name in ("apgd", "square"):
+        monkeypatch.setattr(module, name, attack)
+    list(ensemble(NETWORK, X, Y, X, epsilon=0.1, norm="l2", budget=Budget(7, 11)))
+    losses = ["cross-entropy", *["margin"] * 3, None]
+    assert [settings.get("loss") for settings in given] == losses
+    assert [settings.get("steps") for settings in given] == [7] * 4 + [None]
+    assert given[-1]["queries"] == 11
+    assert all(s["norm"] == "l2" and s["epsilon"] == 0.1 for s in given)
+
+
+def test_at_epsilon_0_nothing_changes():
+    for _, images in ensemble(NETWORK, X, Y, X, epsilon=0.0, budget=FEW):
+        assert torch.equal(images, X)
 
 
 class Rounding(nn.Module):
