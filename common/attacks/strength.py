@@ -109,9 +109,9 @@ def measure_strength(
             stages[name] = Stage(added, report_of(predictions), seconds_of_stage)
             standing, start = standing & (predictions == labels), time.perf_counter()
         size = noise_norm(images - x, norm)
-        nearer = (size > 0) & (size < radii)
-        smallest = images.where(nearer.view(-1, 1, 1, 1), smallest)
-        radii = size.where(nearer, radii)
+        found = size > 0
+        smallest = images.where(found.view(-1, 1, 1, 1), smallest)
+        radii = size.where(found, radii)
         rounded = fool_in_8_bits(
             network, x, labels, images,
             epsilon=epsilon, norm=norm, steps=budget.steps, generator=generator,

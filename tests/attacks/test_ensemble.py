@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from attack_cases import NETWORK, X, Y, linear_images
+from attack_cases import NETWORK, X, Y, generator, linear_images
 from torch import nn
 
 from common.attacks import ensemble as module
+from common.attacks import rounding
 from common.attacks import strength as strength_module
 from common.attacks.ensemble import MINIMAL_NOISE, Budget, ensemble, members
 from common.attacks.gradients import logits_of
@@ -21,10 +22,12 @@ def wrong(images, network=NETWORK, labels=Y):
     return logits_of(network, images).argmax(1) != labels
 
 
-def strength_of(network=NETWORK, x=X, labels=Y, norm="linf", epsilons=(1 / 255,), budget=FEW):
+def strength_of(
+    network=NETWORK, x=X, labels=Y, norm="linf", epsilons=(1 / 255,), budget=FEW, seed=0
+):
     texts = {f"{255 * e:g}": e for e in epsilons}
     classes = CLASSES[: logits_of(network, x[:1]).shape[1]]
-    settings = {"norm": norm, "epsilons": texts, "budget": budget, "seed": 0}
+    settings = {"norm": norm, "epsilons": texts, "budget": budget, "seed": seed}
     return measure_strength(network, x, labels, classes, **settings)
 
 
@@ -196,7 +199,34 @@ def test_images_in_8_bits_still_fool():
     assert result.rounded_fools >= 0.9 * sum(s.added for s in result.stages.values())
 
 
-def test_the_seed_repeats_every_image():
+def test_images_that_rounding_undoes_are_attacked_to_the_highest_loss(monkeypatch):
+    """On a line: 0.1 / 255 beyond the boundary rounding undoes it, at epsilon it doesn't."""
+    network, x, y, w = linear_images()
+    x = rounding.round_to_8_bits(x)
+    margins = ((x - 0.5) * w).sum((1, 2, 3))
+    least = (margins / w.abs().sum()).view(-1, 1, 1, 1)  # of an attack of equal steps
+    barely = x - (least + 1e-4) * w.sign()
+    epsilon = 2 * float(least.max())
+    assert wrong(barely, network, y).all()
+    assert not wrong(rounding.round_to_8_bits(barely), network, y).any()
+    settings = {"epsilon": epsilon, "norm": "linf", "steps": 10}
+    found = rounding.fool_in_8_bits(network, x, y, barely, **settings, generator=generator())
+    assert wrong(found, network, y).all()
+    # Without the clamp to [0, 1], the highest loss is at -epsilon sign(w).
+    farthest = rounding.round_to_8_bits((x - epsilon * w.sign()).clamp(0, 1))
+    assert torch.allclose(found, farthest)
+
+
+def test_the_seed_repeats_every_image(monkeypatch):
     one, same = (strength_of(epsilons=(0.5 / 255,)) for _ in range(2))
     assert torch.equal(one.radii, same.radii)
     assert torch.equal(one.results["0.5"].rounded, same.results["0.5"].rounded)
+    seeds = []
+
+    def watched_ensemble(*images, generator, **settings):
+        seeds.append(generator.initial_seed())
+        return ensemble(*images, generator=generator, **settings)
+
+    monkeypatch.setattr(strength_module, "ensemble", watched_ensemble)
+    strength_of(epsilons=(0.5 / 255,), seed=7)
+    assert seeds == [7]

@@ -6,6 +6,7 @@ import torch
 from attack_cases import NETWORK, X, Y, generator
 from torch import nn
 
+from common.attacks import transfer as module
 from common.attacks.gradients import logits_of
 from common.attacks.pgd import pgd
 from common.attacks.transfer import Transfer, transfer
@@ -16,6 +17,20 @@ class Blind(nn.Module):
 
     def forward(self, x):
         return torch.tensor([1.0, 0, 0]).expand(len(x), 3) + 0 * x.sum((1, 2, 3))[:, None]
+
+
+def test_the_images_are_made_to_transfer(monkeypatch):
+    given = []
+
+    def watched_pgd(network, x, labels, **settings):
+        given.append(settings)
+        return pgd(network, x, labels, **settings)
+
+    monkeypatch.setattr(module, "pgd", watched_pgd)
+    transfer({"one": NETWORK}, X, Y, epsilon=0.1, steps=2, seed=7)
+    [settings] = given
+    assert settings.pop("generator").initial_seed() == 7
+    assert settings == {"epsilon": 0.1, "steps": 2, "momentum": 1.0, "stop": False}
 
 
 def test_transfer_counts_images_that_both_networks_have_right():

@@ -12,6 +12,7 @@ from common.attacks.gradients import logits_of
 from common.attacks.pgd import pgd
 from common.networks.build import build
 from common.networks.prediction import predict, to_pixel_space
+from common.training import adversarial
 from common.training.adversarial import VALIDATION_STEPS, adversarial_images, divergence
 from common.training.fit import fit
 from common.training.recipe import Recipe
@@ -98,3 +99,29 @@ def test_validation_is_on_the_images_of_pgd():
     )
     assert history.validation_loss == [pytest.approx(under_attack, rel=1e-6)]
     assert under_attack > clean + 1e-4
+
+
+def test_the_first_pass_of_sam_has_the_divergence_too():
+    """With equal class counts, class weights in the ascent change nothing."""
+    weights = []
+    for weighted in (False, True):
+        recipe = replace(RECIPE, trades=6.0, sam=0.2, sam_class_weighted=weighted)
+        network = build("resnet9", recipe.network_arguments(3), 0)
+        fit(network, TRAIN, EMPTY, recipe, seed=0, device=CPU)
+        weights.append(torch.cat([p.flatten() for p in network.parameters()]))
+    assert torch.allclose(*weights, atol=1e-6)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_attack_has_the_precision_of_the_training(monkeypatch, precision):
+    seen = []
+
+    def watched_pgd(network, x, labels, **settings):
+        seen.append(network(x).dtype)
+        return pgd(network, x, labels, **settings)
+
+    monkeypatch.setattr(adversarial, "pgd", watched_pgd)
+    recipe = replace(RECIPE, precision=precision)
+    network = build("resnet9", recipe.network_arguments(3), 0)
+    fit(network, TRAIN, EMPTY, recipe, seed=0, device=CPU)
+    assert seen == [getattr(torch, precision)] * 2
