@@ -11,8 +11,8 @@ command does what is missing.
 
 The race compares the remedies of the field, each alone, on one network with one budget. The
 settings of each are chosen from four, on a quarter of the train images; then the remedy is
-trained on all train images with 5 seeds, and tested. Saves models/race_K-classes/ and
-figures/race_K-classes.{png,md,json} for K classes.
+trained on all train images with 5 seeds, and tested. Saves figures/race_K-classes.{png,md,json}
+for K classes, and the result of each run, without its network, in models/race_K-classes/.
 """
 
 import argparse

@@ -62,6 +62,7 @@ def test_every_field_has_an_option(name):
         "loss": needs.get(values[0] if values else "", []),
         "sampler_weights": ["--sampler", "weighted"],
         "sam_class_weighted": ["--sam", "0.05"],
+        "trades": ["--adversarial", "4"],
         "crt_loss": ["--post-hoc", "crt"],
     }.get(name, [])
     recipe = chosen(flag, *values, *extra)["original"]

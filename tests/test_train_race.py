@@ -87,6 +87,7 @@ def test_settings_are_chosen_on_validation_images_and_reported_on_test_images(
             assert saved["data"]["train_counts"] == [60, 20, 20]
             assert run["confusion"] == saved["report"]["confusion"]
             assert run["processor"] == saved["processor"]
+    assert not list(folder.rglob("*.pt"))
     comparison = record["comparison"]
     assert (comparison["reference"], comparison["seeds"]) == ("smote", 2)
     means = {

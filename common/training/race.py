@@ -146,12 +146,13 @@ def train(
 ) -> dict[str, list[tuple[Run, dict[str, Any]]]]:
     """Train the runs of a phase, and return each remedy's runs with their results.
 
+    The results are saved, the networks are not: a phase has a hundred of them.
     show: is called as each run ends, with its number, the number of all runs, the run and its
     result. settings: of `train_all`.
     """
     runs = list(itertools.chain(*by_remedy.values()))
     result_by_run = {}
-    for run, result in train_all(runs, images, folder, **settings):
+    for run, result in train_all(runs, images, folder, save_networks=False, **settings):
         result_by_run[run] = result
         show(len(result_by_run), len(runs), run, result)
     return {

@@ -168,6 +168,7 @@ def train_all(
     deterministic: bool = False,
     tensorboard: bool = False,
     cache: Path | None = None,
+    save_networks: bool = True,
 ) -> Iterator[tuple[Run, dict[str, Any]]]:
     """Train the runs, `jobs` at a time or on a dask cluster; yield each result as it ends.
 
@@ -175,8 +176,9 @@ def train_all(
     files if `tensorboard`, while it trains. A run with files of the same recipe, seed, images,
     weights, device and versions is not trained again, unless `fresh`; a run that was killed
     goes on from its last saved state. On a cluster there are neither states nor logs. cache:
-    the folder of the features of frozen networks, by default data/. Raises InputError as
-    `check_recipes` does, and if the cluster can't be reached.
+    the folder of the features of frozen networks, by default data/. save_networks: without
+    it there are no checkpoints, only results. Raises InputError as `check_recipes` does, and if
+    the cluster can't be reached.
     """
     cache = cache or files.ROOT / "data"
     settings = {"device": device, "threads": threads, "deterministic": deterministic}
@@ -205,7 +207,7 @@ def train_all(
         path = folder / f"{run.file}.pt"
         # The result is written last: with a checkpoint of another hash, or none, it counts for
         # nothing, so that a run killed between the two is trained again.
-        if checkpoint is None:
+        if checkpoint is None or not save_networks:
             path.unlink(missing_ok=True)
             digest = None
         else:
