@@ -6,7 +6,8 @@
 Prints for each checkpoint what both reports print, how good its probabilities are, and a
 reading in words, with 95% intervals; for several checkpoints their paired differences too.
 Saves figures/evaluate_NAME_*.png, every prediction in figures/evaluate_NAME_predictions.csv and
-every printed number in figures/evaluate_NAME.json, of comparisons in figures/evaluate.json.
+every printed number in figures/evaluate_NAME.json; of comparisons figures/evaluate.json and, of
+up to four networks, figures/evaluate_confusions.png.
 With --predict, what the network says of image files: figures/predict_NAME.csv.
 """
 
@@ -90,7 +91,7 @@ def main(args):
             checkpoints={name: network.record for name, network in networks.items()},
             comparison=asdict(comparison),
         )
-        saved.append(result)
+        saved += [*evaluation.save_confusions(folder, evaluations, split), result]
     options.print_saved(*saved, *([args.export] if args.export else []))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -161,6 +162,17 @@ def test_several_checkpoints_are_compared_on_the_same_images(in_process, checkpo
     assert f"two  {found['difference']:+.3f} [{low:+.3f}, {high:+.3f}]" in table
     numbers = {number.lstrip("+-") for number in re.findall(r"[+-]\d\.\d{3}", table)}
     assert numbers <= {number.lstrip("-") for number in saved_numbers(result)}
+    assert (tmp_path / "figures/evaluate_confusions.png").exists()
+    # Of one network there is no such figure, and of many networks it would have no room.
+    for i, names in enumerate((["one"], 5 * ["one"])):
+        paths = []
+        for j, name in enumerate(names):
+            paths.append(tmp_path / f"{j}.pt")
+            shutil.copy(tmp_path / f"{name}.pt", paths[-1])
+        output = tmp_path / str(i)
+        done = in_process("evaluate.py", *paths, *DRY_RUN, "--output-dir", output)
+        assert done.returncode == 0, done.stderr
+        assert not (output / "figures/evaluate_confusions.png").exists()
 
 
 def test_a_checkpoint_of_any_name_keeps_its_result(in_process, checkpoints, tmp_path):

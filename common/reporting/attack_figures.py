@@ -120,7 +120,8 @@ def transfer_matrix(
     shares = np.array([[t.share() or 0.0 for t in row] for row in counts])
     cells = [[f"{t.fooled} of {t.images}" for t in row] for row in counts]
     figure = matrix_figure(len(names), title, caption)
-    axes = matrix(figure, shares, cells, names, "share of images that fool")
+    axes = figure.subplots()
+    matrix(axes, shares, cells, names, "share of images that fool")
     axes.set_xlabel("tried on")
     axes.set_ylabel("made on")
     return save(figure, path)

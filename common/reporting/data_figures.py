@@ -345,7 +345,8 @@ def label_joint(
     )
     shares = joint / joint.sum(1, keepdims=True)
     cells = [[f"{value:,.0f}" for value in row] for row in joint * n]
-    axes = matrix(figure, shares, cells, classes, "share of the given label")
+    axes = figure.subplots()
+    matrix(axes, shares, cells, classes, "share of the given label")
     axes.set_xlabel("true label (estimated)")
     axes.set_ylabel("given label")
     return save(figure, path)

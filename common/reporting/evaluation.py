@@ -35,6 +35,7 @@ from common.reporting.evaluation_tables import (
     report_text,
     reports_compared,
 )
+from common.reporting.figures import MOST_LARGE_CELLS
 from common.reporting.probability_tables import (
     NO_TEMPERATURE,
     decisions_text,
@@ -43,9 +44,11 @@ from common.reporting.probability_tables import (
     probabilities_text,
     temperature_text,
 )
-from common.reporting.training_figures import confusion
+from common.reporting.training_figures import confusion, confusions
 from common.reporting.training_tables import TRAINED_ON_TEST
 from common.training.assumed_shares import of_checkpoint, train_counts
+
+MOST_SIDE_BY_SIDE = 4  # networks whose confusion matrices are shown in one figure
 
 
 @dataclass(frozen=True)
@@ -216,6 +219,16 @@ def compare(
         differences_text(comparison),
     ]
     return "\n".join(blocks), comparison
+
+
+def save_confusions(
+    folder: Path, evaluations: dict[str, Evaluation], split: Split
+) -> list[Path]:
+    """Save the confusion matrices of several networks as one figure, if there is room."""
+    if len(evaluations) > MOST_SIDE_BY_SIDE or len(split.classes) > MOST_LARGE_CELLS:
+        return []
+    reports = {name: evaluation.report for name, evaluation in evaluations.items()}
+    return [confusions(folder / "evaluate_confusions.png", reports, split.source)]
 
 
 def evaluation_text(

@@ -106,30 +106,31 @@ def slant_labels(axis: Axis) -> None:
         label.set(ha="right", rotation_mode="anchor")
 
 
-def matrix_figure(classes: int, title: str, caption: str) -> Figure:
-    """Return an empty figure for `matrix`, whose cells are smaller if there are many."""
+def matrix_figure(classes: int, title: str, caption: str, panels: int = 1) -> Figure:
+    """Return an empty figure for `panels` times `matrix`, with smaller cells if many."""
     if classes <= MOST_LARGE_CELLS:
         width, height = 1.2 * classes, 1.0 * classes
     elif classes <= MOST_CELLS:
         width, height = 0.68 * classes, 0.5 * classes
     else:
         width, height = 0.24 * classes, 0.2 * classes
-    return new_figure(2.6 + width, 1.9 + height, title, caption)
+    return new_figure(1.4 + panels * (1.2 + width), 1.9 + height, title, caption)
 
 
 def matrix(
-    figure: Figure,
+    axes: Axes,
     shares: np.ndarray,
     cells: Sequence[Sequence[str]],
     classes: Sequence[str],
     scale: str,
-) -> Axes:
+    beside: Sequence[Axes] = (),
+) -> None:
     """Draw a matrix (K, K) coloured by the shares of its rows.
 
     cells: the text above the share in each cell; of more than MOST_CELLS classes only the
-    colours are drawn. scale: the label of the colour bar.
+    colours are drawn. scale: the label of the colour bar; without one there is no bar. beside:
+    other axes that the bar is for.
     """
-    axes = figure.subplots()
     has_text, is_large = len(classes) <= MOST_CELLS, len(classes) <= MOST_LARGE_CELLS
     names = [shorten(name) for name in classes]
     slanted = not is_large or max(map(len, names)) > LONGEST_UPRIGHT
@@ -152,5 +153,5 @@ def matrix(
     axes.set_yticks(range(len(classes)), names)
     if not has_text:
         axes.tick_params(labelsize=8)
-    figure.colorbar(picture, ax=axes, label=scale, shrink=0.9)
-    return axes
+    if scale:
+        axes.figure.colorbar(picture, ax=[*beside, axes], label=scale, shrink=0.9)

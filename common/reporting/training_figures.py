@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from common.dataset.split import Split
@@ -14,6 +15,7 @@ from common.metrics.comparison import Comparison
 from common.metrics.report import Report
 from common.reporting.data_figures import class_counts
 from common.reporting.figures import colour, matrix, matrix_figure, new_figure, save
+from common.reporting.tables import shorten
 from common.reporting.training_tables import TRAINED_ON_TEST
 from common.training import losses
 from common.training.runs import Run
@@ -21,20 +23,42 @@ from common.training.runs import Run
 
 def confusion(path: Path, report: Report, title: str, source: str) -> Path:
     """Draw the confusion matrix: counts, coloured by the share of the true class."""
+    caption = f"{_images(report, source)}\n{_summary(report)}"
+    figure = matrix_figure(len(report.classes), title, caption)
+    _confusion(figure.subplots(), report, "share of the true class")
+    return save(figure, path)
+
+
+def confusions(path: Path, reports: dict[str, Report], source: str) -> Path:
+    """Draw the confusion matrices of several networks on the same images, side by side."""
+    first = next(iter(reports.values()))
     figure = matrix_figure(
-        len(report.classes),
-        title,
-        f"{source}; n = {sum(report.support):,} test images\n"
-        f"accuracy {report.accuracy:.1%}, balanced accuracy"
-        f" {report.balanced_accuracy:.1%}, G-mean {report.g_mean:.3f}",
+        len(first.classes), "Confusion matrices", _images(first, source), len(reports)
     )
+    *others, last = figure.subplots(1, len(reports))
+    for axes, (name, report) in zip([*others, last], reports.items(), strict=True):
+        on_last = axes is last
+        _confusion(axes, report, "share of the true class" if on_last else "", others)
+        axes.set_title(f"{shorten(name, 28)}\n{_summary(report)}", fontsize=9)
+    return save(figure, path)
+
+
+def _confusion(axes: Axes, report: Report, scale: str, beside: Sequence[Axes] = ()) -> None:
     counts = np.array(report.confusion)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     cells = [[f"{count:,}" for count in row] for row in counts]
-    axes = matrix(figure, shares, cells, report.classes, "share of the true class")
+    matrix(axes, shares, cells, report.classes, scale, beside)
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
-    return save(figure, path)
+
+
+def _images(report: Report, source: str) -> str:
+    return f"{source}; n = {sum(report.support):,} test images"
+
+
+def _summary(report: Report) -> str:
+    balanced = f"balanced accuracy {report.balanced_accuracy:.1%}"
+    return f"accuracy {report.accuracy:.1%}, {balanced}, G-mean {report.g_mean:.3f}"
 
 
 def loss(

@@ -81,6 +81,9 @@ FIGURES = {
         {"brightness": np.array([5, 1])}, SOURCE,
     ),
     "confusion": (training_figures.confusion, REPORT, "A title", SOURCE),
+    "confusions": (
+        training_figures.confusions, {"one": REPORT, 40 * "long": REPORT}, SOURCE,
+    ),
     "calibration": (
         probability_figures.calibration, JUDGED, [300, 20, 10], "A title", SOURCE, 48,
     ),
@@ -198,6 +201,19 @@ def test_confusion_shows_counts_in_their_cells(draw):
     shown = {text.get_position(): text.get_text() for text in axes.texts}
     for row, column in np.ndindex(3, 3):
         assert shown[column, row].startswith(f"{matrix[row, column]}\n")
+
+
+def test_confusions_of_networks_lie_side_by_side(draw):
+    other = report(PART.labels, PART.labels, CLASSES)
+    left, right, bar = draw(training_figures.confusions, {"a": REPORT, "b": other}, SOURCE).axes
+    for axes, name, r in ((left, "a", REPORT), (right, "b", other)):
+        title, numbers = axes.get_title().splitlines()
+        assert title == name
+        assert f"{r.balanced_accuracy:.1%}" in numbers
+        counts = {text.get_position(): text.get_text().split()[0] for text in axes.texts}
+        for row, column in np.ndindex(3, 3):
+            assert counts[column, row] == str(r.confusion[row][column])
+    assert bar.get_ylabel() == "share of the true class"
 
 
 def test_large_confusions_have_no_numbers(draw):
