@@ -12,6 +12,7 @@ import platform
 import stat
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
@@ -193,7 +194,7 @@ def save_result(
     """Write a result record as JSON to `path`, and return `path`.
 
     The record holds the command, `data` (`Split.record()`), seed, device, processor, library
-    versions and duration, all of `values`, and last the SHA-256 of itself, by which
+    versions, duration and date, all of `values`, and last the SHA-256 of itself, by which
     `load_result` notices a change.
     """
     record = {
@@ -204,6 +205,7 @@ def save_result(
         "processor": processor(),
         "versions": versions(),
         "seconds": round(seconds, 2),
+        "date": time.strftime("%Y-%m-%d"),
     }
     record = json.loads(json.dumps(record | values, allow_nan=False))  # as it is read later
     record["sha256"] = _digest(record)

@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import ExponentialLR
 from tqdm import tqdm
 
 from common.dataset.split import LabelledImages, Split
-from common.errors import DivergedError
+from common.errors import DivergedError, InputError
 from common.files import load_result
 from common.networks.build import torch_seed
 from common.training.fit import flush_denormals, train_steps
@@ -144,11 +144,16 @@ def range_test(
     """Run the learning-rate range test (Smith 2017): one epoch at exponentially growing rates.
 
     The recipe's schedule is not used, and `network` stays as it is. The test ends when the
-    loss is not finite, or its running mean is twice the lowest one. Raises DivergedError if
-    fewer than three steps remain to judge by.
+    loss is not finite, or its running mean is twice the lowest one. Raises InputError if the
+    examples make fewer than three steps, DivergedError if fewer remain to judge by.
     """
     steps = -(-len(examples.labels) // recipe.batch_size)
-    growth = (highest / lowest) ** (1 / max(steps - 1, 1))
+    if steps < 3:
+        raise InputError(
+            f"--range-test: {len(examples.labels)} examples are too few for three steps of"
+            f" {recipe.batch_size}; take a smaller --batch-size"
+        )
+    growth = (highest / lowest) ** (1 / (steps - 1))
     rates = [lowest * growth**step for step in range(steps)]
     recipe = replace(recipe, learning_rate=lowest)
     training = _train_copy(network, examples, recipe, growth, seed=seed, device=device)

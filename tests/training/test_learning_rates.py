@@ -9,7 +9,7 @@ import torch
 from conftest import EMPTY, random_part
 
 from common.dataset.load import load
-from common.errors import DivergedError
+from common.errors import DivergedError, InputError
 from common.files import save_result
 from common.networks.build import build
 from common.networks.prediction import predict
@@ -165,6 +165,13 @@ def test_a_loss_that_is_not_finite_ends_the_range_test():
     assert len(test.losses) < 13
     with pytest.raises(DivergedError, match="lower range"):
         run_range_test(lowest=1e30, highest=1e31)
+
+
+def test_a_range_test_needs_three_steps():
+    examples = random_part((9, 0, 0))
+    with pytest.raises(InputError, match="9 examples are too few for three steps of 5"):
+        run_range_test(examples=examples, batch_size=5)
+    assert len(run_range_test(examples=examples, batch_size=4).losses) == 3
 
 
 def test_only_a_rate_of_a_sweep_like_this_is_taken_over(tmp_path):
