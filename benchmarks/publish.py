@@ -1,0 +1,208 @@
+"""figures/results.md, written from its template and the files of results.
+
+    python benchmarks/publish.py
+
+The templates lie in benchmarks/templates/. Each number in them names the file of
+figures/results/ that it comes from, and its place there: those files are made by
+`reproduce.py`, which writes the page too. What has not been measured yet says so.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from common import options
+from common.files import ROOT, write_text
+from common.metrics.intervals import proportion_interval
+from common.reporting.learning_rate_tables import sweep_text
+from common.reporting.tables import markdown_table, with_interval
+
+TEMPLATES = Path(__file__).resolve().parent / "templates"
+PAGES = {"results.md": "figures/results.md"}  # template -> page
+MISSING = "(not measured yet)"
+
+
+class NotMeasuredError(Exception):
+    """There is no such file of results yet."""
+
+
+def write_pages(root):
+    """Write the pages below `root` from its figures/results/, and return their paths."""
+    return [write_text(root / page, text) for page, text in pages(root).items()]
+
+
+def pages(root):
+    """Return the text of each page, by its path below `root`."""
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    folder = root / "figures" / "results"
+    for function in FUNCTIONS:
+        environment.globals[function.__name__] = partial(or_missing, function, folder)
+    return {page: environment.get_template(name).render() for name, page in PAGES.items()}
+
+
+def or_missing(function: Callable[..., str], folder: Path, *arguments: object) -> str:
+    """Return function(folder, *arguments), or MISSING if there is no such file yet."""
+    try:
+        return function(folder, *arguments)
+    except NotMeasuredError:
+        return MISSING
+
+
+def _read(folder, name):
+    path = folder / f"{name}.json"
+    if not path.exists():
+        raise NotMeasuredError(name)
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _at(record, path):
+    """Return what is at a place, such as "report/accuracy", of a record."""
+    for key in path.split("/"):
+        record = record[int(key) if isinstance(record, list) else key]
+    return record
+
+
+# What templates call, with the folder of the results left out.
+
+
+def value(folder, name, path, digits=3):
+    """Return a number of a file."""
+    return f"{_at(_read(folder, name), path):,.{digits}f}"
+
+
+def percent(folder, name, path):
+    """Return a share of a file in percent."""
+    return f"{_at(_read(folder, name), path):.1%}"
+
+
+def score(folder, name, metric, path="report"):
+    """Return a metric of a report, with its interval."""
+    report = _at(_read(folder, name), path)
+    return with_interval(report[metric], report["intervals"][metric])
+
+
+def mean(folder, name, recipe, metric):
+    """Return the mean of a recipe's metric in a comparison, with its interval."""
+    summary = _read(folder, name)["comparison"]["summaries"][recipe][metric]
+    return with_interval(summary["mean"], summary["interval"])
+
+
+def best_of(folder, name, metric):
+    """Return the recipe of a comparison with the highest mean of a metric, and that mean."""
+    rows = _read(folder, name)["comparison"]["summaries"]
+    recipe = max(rows, key=lambda each: rows[each][metric]["mean"])
+    return f"`{recipe}` {mean(folder, name, recipe, metric)}"
+
+
+def images(folder, name, part):
+    """Return how many images a part, such as "test", of a file's data has."""
+    return f"{sum(_read(folder, name)['data'][f'{part}_counts']):,}"
+
+
+def leaks(folder, name):
+    """Return how many test images some train image shows too."""
+    pairs = _read(folder, name)["duplicates"]
+    return str(
+        len({pair["second_index"] for pair in pairs if _parts(pair) == ("train", "test")})
+    )
+
+
+def _parts(pair):
+    return pair["first_part"], pair["second_part"]
+
+
+def audit(folder, names, row, column):
+    """Return the mean of a number of several audits of planted errors; names: with spaces."""
+    audits = [_read(folder, name)["audit"]["planted"] for name in names.split()]
+    return f"{np.mean([planted[row][column] for planted in audits]):.3f}"
+
+
+def ensemble(folder, name, network, epsilon, metric="balanced_accuracy"):
+    """Return a metric of what the ensemble of attacks leaves of a network, in L-infinity."""
+    attacked = _at(_read(folder, name), f"strength/{network}/linf/ensemble/{epsilon}/stages")
+    *_, last = attacked.values()
+    return with_interval(last["report"][metric], last["report"]["intervals"][metric])
+
+
+def radius(folder, name, network, class_name):
+    """Return the median of the smallest noise that fools, in 1/255, of a class's images."""
+    row = _at(_read(folder, name), f"strength/{network}/linf/smallest_noise/{class_name}")
+    return f"{row['median']:.1f} [{row['interval'][0]:.1f}, {row['interval'][1]:.1f}]"
+
+
+def comparison(folder, name, *metrics):
+    """Return a comparison as a table, the highest mean of the first metric first."""
+    rows = _read(folder, name)["comparison"]["summaries"]
+    best_first = sorted(rows, key=lambda recipe: -rows[recipe][metrics[0]]["mean"])
+    cells = [
+        [f"`{recipe}`", *(mean(folder, name, recipe, metric) for metric in metrics)]
+        for recipe in best_first
+    ]
+    return markdown_table(["recipe", *metrics], cells)
+
+
+def interval(folder, right, n):
+    """Return the 95% interval of a share, `right` of n (Jeffreys' prior)."""
+    low, high = proportion_interval(right, n)
+    return f"[{low:.3f}, {high:.3f}]"
+
+
+def rates(folder, name):
+    """Return the table of a sweep of learning rates, as lr_sweep.py prints it."""
+    record = _read(folder, name)
+    by_rate = {each["rate"]: each for each in record["rates"]}
+    verdicts = {rate: each["verdict"] for rate, each in by_rate.items()}
+    n = sum(record["data"]["validation_counts"])
+    return f"```\n{sweep_text(by_rate, verdicts, record['best_rate'], n)}\n```"
+
+
+def page(folder, name):
+    """Return the text of a Markdown file."""
+    path = folder / name
+    if not path.exists():
+        raise NotMeasuredError(name)
+    return path.read_text(encoding="utf-8").strip()
+
+
+def figure(folder, name, text):
+    """Return a figure of the results for a page in figures/."""
+    if not (folder / name).exists():
+        raise NotMeasuredError(name)
+    return f"![{text}](results/{name})"
+
+
+def made(folder, name):
+    """Return in a sentence where the numbers of a file come from."""
+    record = _read(folder, name)
+    data, versions = record["data"], record["versions"]
+    tested = f"{sum(data['test_counts']):,} test images of {data['source']}"
+    seeds = record.get("comparison", {}).get("seeds", 1)
+    command = record["command"].removesuffix(" --output-dir .")  # where reproduce.py wants it
+    return (
+        f"*`{command}`: {tested}, {seeds} seed{'s' if seeds > 1 else ''}, PyTorch"
+        f" {versions['torch']}, {record['processor']}, {record['date']}.*"
+    )
+
+
+FUNCTIONS = (
+    value, percent, score, mean, best_of, images, leaks, audit, ensemble, radius, comparison,
+    interval, rates, page, figure, made,
+)  # fmt: skip
+
+
+if __name__ == "__main__":
+    parser = options.Parser(__doc__)
+    options.run(lambda args: options.print_saved(*write_pages(ROOT)), parser)

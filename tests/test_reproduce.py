@@ -1,0 +1,233 @@
+"""`make reproduce`: how it goes on, and pages that say what the results' files say."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import is_one_line
+from sklearn.metrics import balanced_accuracy_score
+
+from benchmarks import publish, reproduce
+from common.dataset.load import load
+from common.errors import InputError
+from common.files import ROOT
+from common.metrics.report import from_confusion
+from common.networks.checkpoint import load_checkpoint
+from common.networks.prediction import predict
+
+EVALUATE = "evaluate.py --data synthetic --threads 1"
+CLASSES = ("car", "truck", "cat")
+README = (ROOT / "benchmarks/templates/README.md").read_text(encoding="utf-8")
+
+
+def run(folder, *stages, quick=True):
+    """Do what `python benchmarks/reproduce.py STAGE ... --output-dir FOLDER` does."""
+    given = {"stages": list(stages), "quick": quick, "output_dir": folder}
+    reproduce.main(argparse.Namespace(**given))
+
+
+def test_what_failed_is_done_again_and_what_ended_is_not(offline, monkeypatch, tmp_path, capfd):
+    commands = [("here", EVALUATE), ("here", f"{EVALUATE} ../again.pt")]
+    published = reproduce.figures_of("here", ("evaluate_baseline.json", "one.json"))
+    monkeypatch.setattr(
+        reproduce, "STAGES", {"one": reproduce.Stage("a stage", commands, published)}
+    )
+    with pytest.raises(InputError, match=r"evaluate\.py ended with exit code 2"):
+        run(tmp_path)
+    out, err = capfd.readouterr()
+    assert "again.pt" in err
+    assert "(done before" not in out
+    page = tmp_path / "figures/results.md"
+    assert not page.exists()
+    shutil.copy(ROOT / "models/baseline.pt", tmp_path / "again.pt")
+    run(tmp_path)
+    out = capfd.readouterr().out
+    assert out.count("(done before") == 1
+    assert out.count("saved figures/evaluate_again.json") == 1
+    report = json.loads((tmp_path / "figures/results/one.json").read_text())["report"]
+    assert report["confusion"] == [[20, 0, 0], [6, 0, 0], [6, 0, 0]]
+    assert publish.MISSING in page.read_text()
+    # By other code nothing is done yet.
+    monkeypatch.setattr(reproduce, "code_digest", lambda: "other")
+    run(tmp_path)
+    assert "(done before" not in capfd.readouterr().out
+
+
+def test_drawings_are_no_results(offline, tmp_path, capfd):
+    with pytest.raises(InputError, match="photographs of CIFAR-10 can't be had"):
+        run(tmp_path / "output", "data", quick=False)
+    assert not (tmp_path / "output").exists()
+
+
+def test_an_unknown_stage_is_named(tmp_path):
+    with pytest.raises(InputError, match="rase: no stage; take data, best"):
+        run(tmp_path, "rase")
+
+
+def test_the_pages_are_those_that_the_results_make():
+    for path, text in publish.pages(ROOT).items():
+        assert (ROOT / path).read_text(encoding="utf-8") == text, (
+            f"{path} differs from what its template and figures/results/ make; run"
+            " benchmarks/publish.py"
+        )
+    assert len(README.splitlines()) <= 200
+
+
+def test_every_figure_of_the_pages_is_published_by_a_stage():
+    published = {path for stage in reproduce.STAGES.values() for _, path in stage.published}
+    for template in publish.TEMPLATES.iterdir():
+        text = template.read_text(encoding="utf-8")
+        shown = re.findall(r"results/([^)]+\.png)|figure\(\"([^\"]+)\"", text)
+        assert len(shown) > 3
+        assert {f"figures/results/{''.join(names)}" for names in shown} <= published
+
+
+def test_numbers_are_those_of_their_files(tmp_path):
+    """Numbers of each kind, in a page made of results with known values."""
+    folder = tmp_path / "figures/results"
+    folder.mkdir(parents=True)
+    data = {"source": "photos", "test_counts": [5, 3, 2], "train_counts": [1000, 300, 34]}
+    report = from_confusion([[4, 1, 0], [0, 3, 0], [1, 0, 1]], CLASSES).as_dict()
+    summary = {"mean": 0.12345, "interval": [0.1, 0.2]}
+    higher = {"mean": 0.5, "interval": [0.4, 0.6]}
+    pair = {"first_part": "train", "second_part": "test"}
+    (folder / "a.json").write_text(
+        json.dumps(
+            {
+                "data": data,
+                "report": report,
+                "comparison": {"seeds": 5, "summaries": {
+                    "low": {"G-mean": summary}, "high": {"G-mean": higher}}},
+                "duplicates": [
+                    pair | {"second_index": 3}, pair | {"second_index": 3},
+                    pair | {"second_index": 4},
+                    {"first_part": "test", "second_part": "test", "second_index": 5},
+                ],
+                "audit": {"planted": {"all": {"wrong": 0.25}}},
+                "strength": {"net": {"linf": {
+                    "ensemble": {"4": {"stages": {"one": {"report": None},
+                                                  "last": {"report": report}}}},
+                    "smallest_noise": {"car": {"median": 1.25, "interval": [1, 2]}},
+                }}},
+                "command": "train.py a --output-dir .", "processor": "a processor",
+                "date": "2026-11-29",
+                "versions": {"torch": "2.14"},
+            }
+        )
+    )  # fmt: skip
+    balanced = f"{np.mean([4 / 5, 1, 1 / 2]):.3f}"
+    low, high = report["intervals"]["balanced_accuracy"]
+    expected = {
+        ("value", "a", "report/accuracy"): "0.800",
+        ("percent", "a", "report/accuracy"): "80.0%",
+        ("score", "a", "balanced_accuracy"): f"{balanced} [{low:.3f}, {high:.3f}]",
+        ("mean", "a", "low", "G-mean"): "0.123 [0.100, 0.200]",
+        ("best_of", "a", "G-mean"): "`high` 0.500 [0.400, 0.600]",
+        ("images", "a", "train"): "1,334",
+        ("leaks", "a"): "2",
+        ("audit", "a a", "all", "wrong"): "0.250",
+        ("ensemble", "a", "net", 4): f"{balanced} [{low:.3f}, {high:.3f}]",
+        ("radius", "a", "net", "car"): "1.2 [1.0, 2.0]",
+        ("mean", "b", "low", "G-mean"): publish.MISSING,
+        ("made", "a"): "*`train.py a`: 10 test images of photos, 5 seeds, PyTorch 2.14, a"
+        " processor, 2026-11-29.*",
+    }
+    functions = {function.__name__: function for function in publish.FUNCTIONS}
+    for (name, *arguments), text in expected.items():
+        assert publish.or_missing(functions[name], folder, *arguments) == text
+    table = publish.comparison(folder, "a", "G-mean").splitlines()
+    assert [line.split()[1] for line in table[2:]] == ["`high`", "`low`"]
+    with pytest.raises(KeyError):  # a misspelt place is no missing file
+        publish.or_missing(publish.value, folder, "a", "report/acuracy")
+
+
+def test_small_test_images_are_found_among_all(in_process, tmp_path):
+    images = ("--data", "synthetic", "--train-counts", 60, 20, 20, "--output-dir", tmp_path)
+    recipe = "original+epochs=1"
+    small_test = ("benchmarks/small_test.py", recipe, *images)
+    done = in_process(*small_test, "--seeds", 2)
+    assert done.returncode == 2
+    assert is_one_line(done.stderr, "original+epochs=1.json", "run train.py")
+    train = ("train.py", "original", "--epochs", 1, "--learning-rate", 0.01, *images)
+    assert in_process(*train, "--seeds", 2, "--test-counts", "full").returncode == 0
+    recipe += "+learning-rate=0.01"
+    done = in_process("benchmarks/small_test.py", recipe, *images, "--seeds", 2)
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "figures/small_test.json").read_text())
+    small = load("synthetic", train_counts=[60, 20, 20])
+    full = load("synthetic", train_counts=[60, 20, 20], test_counts=["full"])
+    for split, compared in ((small, record["comparison"]), (full, record["on_all"])):
+        labels, accuracies = split.test.labels, []
+        for seed in ("", "-seed1"):
+            path = tmp_path / f"models/{recipe}{seed}.pt"
+            predicted = predict(load_checkpoint(path, "cpu").network, split.test.images).argmax(
+                1
+            )
+            accuracies.append(balanced_accuracy_score(labels, predicted))
+        found = compared["summaries"][recipe]["balanced accuracy"]["mean"]
+        assert found == pytest.approx(np.mean(accuracies))
+        assert compared["seeds"] == 2
+    assert record["data"]["test_counts"] == [551, 51, 23]
+    assert "625 test images" in done.stdout
+
+
+def code_blocks(heading):
+    """Return the Python blocks of a section of the README."""
+    section = README.split(f"## {heading}\n")[1].split("\n## ")[0]
+    return re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A copy of the project, to change."""
+    folder = tmp_path / "project"
+    shutil.copytree(ROOT / "common", folder / "common")
+    (folder / "models").mkdir()
+    shutil.copy(ROOT / "models/baseline.pt", folder / "models")
+    for script in ("train.py", "adversarial.py"):
+        shutil.copy(ROOT / script, folder)
+    return folder
+
+
+def insert(path, where, text):
+    """Insert text before the first occurrence of `where` in a file."""
+    content = path.read_text()
+    assert where in content
+    path.write_text(content.replace(where, text + where, 1))
+
+
+def test_the_readmes_own_recipe_loss_attack_and_network_work(offline, project):
+    recipe, loss, attack, network = code_blocks("Your own recipe, loss, attack, network")
+    training = project / "common/training"
+    insert(training / "recipes.py", '    "best": BEST,', recipe)
+    function, title, branch = loss.split("\n\n")
+    insert(training / "losses.py", "def make_loss", f"{function}\n\n\n")
+    insert(training / "losses.py", '    "vs":', f"{title}\n")
+    insert(training / "losses.py", '    if recipe.loss == "focal"', branch)
+    insert(training / "recipe.py", '"focal", "ldam"', '"poly", ')
+    function, row = attack.split("\n\n")
+    table = project / "common/attacks/table.py"
+    insert(table, "ITERATED =", f"{function}\n\n\n")
+    insert(table, '    Attack("FGSM"', row)
+    (project / "mine.py").write_text(network)
+    shared = ["--dry-run", "--data", "synthetic", "--threads", "1"]
+    for command, expected in {
+        "train.py mine": "saved",
+        "train.py original --loss poly": "saved",
+        "train.py original --network mine:small": "saved",
+        "adversarial.py": "random (uniform noise) on the",
+    }.items():
+        done = subprocess.run(
+            [sys.executable, *command.split(), *shared],
+            cwd=project, capture_output=True, text=True, env=os.environ, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert expected in done.stdout
