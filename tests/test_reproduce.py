@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -177,6 +178,28 @@ def test_small_test_images_are_found_among_all(in_process, tmp_path):
         assert compared["seeds"] == 2
     assert record["data"]["test_counts"] == [551, 51, 23]
     assert "625 test images" in done.stdout
+
+
+def test_make_run_says_once_that_there_is_no_network(offline, monkeypatch, tmp_path):
+    make = [
+        "make",
+        "-n",
+        "--no-print-directory",
+        "-C",
+        ROOT,
+        "run",
+        f"BIN={Path(sys.executable).parent}",
+    ]
+    done = subprocess.run(make, capture_output=True, text=True, check=True)
+    commands = [line for line in done.stdout.splitlines() if ".py" in line]
+    assert len(commands) == 5
+    assert all(line.endswith(" --data synthetic") for line in commands)
+    assert done.stderr.count("GOING ON WITH SYNTHETIC IMAGES") == 1
+    assert done.stdout.splitlines()[-1] == f"echo file://{ROOT}/figures/index.html"
+    monkeypatch.setenv("CIFAR10_DIR", str(tmp_path / "missing"))  # the first script says so
+    done = subprocess.run(make, capture_output=True, text=True, check=True)
+    assert "--data" not in done.stdout
+    assert done.stderr == ""
 
 
 def code_blocks(heading):
