@@ -111,7 +111,7 @@ def audit_labels(args, device, split, root):
     try:
         logits = out_of_fold(
             split.train, split.train_fingerprint, recipe, folds=label_audit.FOLDS,
-            classes=classes, seed=args.seed, device=device, cache=ROOT / "data",
+            classes=classes, seed=args.seed, device=device, cache=ROOT / "data", shifted=True,
             **options.share_cores(args, device, label_audit.FOLDS),
         )  # fmt: skip
     except InputError as error:

@@ -18,7 +18,7 @@ from common.dataset.split import LabelledImages
 from common.errors import InputError
 from common.files import versions
 from common.networks.build import build
-from common.networks.prediction import predict
+from common.networks.prediction import predict, predict_shifted
 from common.training.fit import fit, require_finite
 from common.training.recipe import Recipe
 from common.training.workers import call_in_processes
@@ -27,7 +27,7 @@ from common.training.workers import call_in_processes
 def out_of_fold(
     part: LabelledImages, fingerprint: str, recipe: Recipe, *, folds: int,
     classes: Sequence[str], seed: int, device: torch.device, jobs: int, threads: int,
-    cache: Path,
+    cache: Path, shifted: bool = False,
 ) -> np.ndarray:  # fmt: skip
     """Return logits (N, K), each image's from a network that was trained without the image.
 
@@ -35,7 +35,8 @@ def out_of_fold(
     at a time with `threads` CPU threads each. The logits of a fold are saved in the folder
     `cache`, if that can be written, when its network is trained, and an interrupted call
     continues from there.
-    fingerprint: of the images and labels; part of the cache key. Raises InputError if a class
+    fingerprint: of the images and labels; part of the cache key. shifted: whether to average
+    over shifts of each image (`predict_shifted`). Raises InputError if a class
     has fewer images than there are folds.
     """
     for name, n in zip(classes, part.counts(len(classes)), strict=True):
@@ -49,8 +50,9 @@ def out_of_fold(
     # In the cache key the fingerprint represents the images. The recipe is represented by its
     # changes to the defaults: a field that is added to Recipe later leaves the key unchanged.
     key = [fingerprint, recipe.changes(), folds, len(classes), seed, str(device), threads]
+    key += ["shifted"] if shifted else []
     files = [_cache_file(cache, [fold, *key, versions()]) for fold in range(folds)]
-    settings = (recipe, len(classes), str(device), threads)
+    settings = (recipe, len(classes), str(device), threads, shifted)
     calls = {}
     logits = np.empty((len(part.labels), len(classes)), dtype=np.float32)
     for fold, positions in enumerate(held_out):
@@ -89,7 +91,7 @@ def _train_folds(
 
 def _fold_logits(
     part: LabelledImages, held_out: np.ndarray, seed: int, name: str, recipe: Recipe,
-    classes: int, device: str, threads: int,
+    classes: int, device: str, threads: int, shifted: bool,
 ) -> np.ndarray:  # fmt: skip
     """Train a network without the images at held_out (n,), and return their logits (n, K)."""
     torch.set_num_threads(threads)
@@ -105,4 +107,4 @@ def _fold_logits(
     options = {"seed": seed, "device": torch.device(device), "name": name}
     history = fit(network, train, no_validation, recipe, **options)
     require_finite(history, recipe)
-    return predict(network, judged.images).numpy()
+    return (predict_shifted if shifted else predict)(network, judged.images).numpy()

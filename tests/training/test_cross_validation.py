@@ -56,6 +56,15 @@ def test_no_network_is_trained_on_images_that_it_judges(run_folds, watched_fit, 
         assert torch.bincount(train.labels).tolist() == pytest.approx([8, 5.3, 4], abs=0.8)
 
 
+def test_shifted_images_are_judged_by_their_average(run_folds, monkeypatch):
+    def first_row(_, images):  # what a shift changes
+        return images[:, 0, 0, :3].float()
+
+    monkeypatch.setattr(cross_validation, "predict_shifted", lambda *a: 2 * first_row(*a))
+    monkeypatch.setattr(cross_validation, "predict", first_row)
+    assert np.array_equal(run_folds(shifted=True), 2 * run_folds())
+
+
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_only_other_versions_train_the_folds_again(run_folds, watched_fit, monkeypatch, jobs):
     first = run_folds(jobs=jobs)  # with two jobs the folds are trained in other processes
@@ -124,7 +133,7 @@ def test_folds_that_end_in_another_order_keep_their_places(run_folds, monkeypatc
 @pytest.mark.parametrize(
     ("option", "value"),
     [("recipe", replace(RECIPE, epochs=2)), ("seed", 1), ("folds", 2), ("fingerprint", "def"),
-     ("device", torch.device("cpu", 0)), ("threads", 2)],
+     ("device", torch.device("cpu", 0)), ("threads", 2), ("shifted", True)],
 )  # fmt: skip
 def test_other_settings_train_again(run_folds, watched_fit, option, value):
     run_folds()
