@@ -8,6 +8,7 @@ import io
 import itertools
 import json
 import os
+import random
 import re
 from html.parser import HTMLParser
 
@@ -403,11 +404,11 @@ def test_what_is_damaged_or_foreign_is_left_out(tmp_path):
 def variants(value, seen):
     """Yield copies of a record with one part of it missing, or of another kind.
 
-    Of the parts with the same keys, such as the reports, only the first is changed inside; seen:
-    their keys.
+    Of the parts with the same keys, such as the reports, only the first is changed inside.
+    seen: the keys of those before.
     """
     for key in value if isinstance(value, dict) else range(min(len(value), 1)):
-        replaced = [None, "x", 5, [], {}, [[]]]
+        replaced = [None, "x", [], {}]
         if isinstance(part := value[key], dict | list):
             keys = tuple(part) if isinstance(part, dict) else key
             if keys not in seen:
@@ -429,11 +430,11 @@ def test_a_record_of_another_version_does_no_harm(tmp_path, name):
     del record["sha256"]
     record["versions"] = {"torch": "2.9"}
     save_sprite(tmp_path)
-    prefix, n = name.partition("_3")[0], 0
-    for changed in variants(record, set()):
-        n += 1
-        (tmp_path / f"{prefix}_{n}.json").write_text(json.dumps(changed))
-    assert n > 100
+    changed = list(variants(record, set()))
+    assert len(changed) > 100
+    changed = random.Random(0).sample(changed, 100)  # each is a section of the page
+    for i, each in enumerate(changed):
+        (tmp_path / f"{name.partition('_3')[0]}_{i}.json").write_text(json.dumps(each))
     assert Parsed(write_results_page(tmp_path)).text
 
 
