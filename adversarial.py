@@ -46,6 +46,7 @@ def main(args):
     from common.networks.checkpoint import load_checkpoints, require_match
     from common.reporting import attack_tables as tables
     from common.reporting.adversarial_images import save_adversarial_images
+    from common.reporting.attack_examples import save_examples
     from common.reporting.attack_pictures import Subject, save_figures
     from common.reporting.data_tables import split_text
     from common.reporting.evaluation_tables import caution
@@ -74,9 +75,9 @@ def main(args):
     settings = Settings(*(getattr(args, name) for name in Settings.__annotations__))
     budget = Budget(args.ensemble_steps, args.queries)
     of_ensemble = {"linf": args.ensemble_epsilons, "l2": args.ensemble_l2_epsilons}
-    attacks = {}
-    for path, (name, checkpoint) in zip(paths, checkpoints.items(), strict=True):
-        print(f"\n== {options.display_path(path)} on {len(test.labels)} test images ==")
+    attacks, files = {}, dict(zip(checkpoints, paths, strict=True))
+    for name, checkpoint in checkpoints.items():
+        print(f"\n== {options.display_path(files[name])} on {len(test.labels)} test images ==")
         if warning := caution(checkpoint, split):
             print(warning)
         attacks[name] = attack_network(
@@ -110,12 +111,13 @@ def main(args):
 
     prefix = f"{options.output_dir(args) / 'figures' / 'adversarial'}_{first}"
     subject = Subject(first, network, test, classes, split.source)
-    shown = {
-        "pairs": pairs, "epsilon": args.epsilon, "epsilons": args.epsilons,
-        "transfer_epsilon": transfer_epsilon,
-    }  # fmt: skip
-    measured = (attacks, transferred, noises, learned)
-    saved = save_figures(prefix, subject, *measured, **shown, **noise_settings)
+    saved = save_figures(
+        prefix, subject, attacks, transferred, noises, learned, pairs=pairs,
+        epsilon=args.epsilon, epsilons=args.epsilons, transfer_epsilon=transfer_epsilon,
+        **noise_settings,
+    )  # fmt: skip
+    sprite = Path(f"{prefix}_examples.png")
+    examples = save_examples(sprite, subject, settings)
     if args.save_images:
         given = (args.save_images, networks, attacks, test, classes)
         saved.append(save_adversarial_images(*given))
@@ -129,13 +131,11 @@ def main(args):
         seconds=seconds,
         threads=threads,
         settings={name: getattr(args, name) for name in SETTINGS},
-        checkpoints={
-            name: c.record(path)
-            for path, (name, c) in zip(paths, checkpoints.items(), strict=True)
-        },
+        checkpoints={name: c.record(files[name]) for name, c in checkpoints.items()},
         **attack_record(attacks, transferred, noises, universals, test.labels, classes),
+        examples=examples,
     )
-    options.print_saved(*saved, result)
+    options.print_saved(*saved, sprite, result)
 
 
 if __name__ == "__main__":

@@ -482,13 +482,19 @@ def run(
 ) -> None:
     """Parse the command line and call `main`; see `run_to_exit_code` for how it ends.
 
-    folders: of `--output-dir`, to which `main` writes; tried before it is called.
+    folders: of `--output-dir`, to which `main` writes; tried before it is called. If "figures"
+    is one of them, the results page is made anew after `main`.
     """
 
     def work() -> None:
         args = parser.parse_args()
-        with output_folders([output_dir(args) / folder for folder in folders]):
+        root = output_dir(args)
+        with output_folders([root / folder for folder in folders]):
             main(args)
+            if "figures" in folders:
+                from common.reporting.results_page import write_results_page
+
+                print(f"Page: {display_path(write_results_page(root / 'figures'))}")
 
     if code := run_to_exit_code(parser.prog, work):
         sys.exit(code)

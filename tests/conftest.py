@@ -3,10 +3,12 @@ from __future__ import annotations
 import os
 import re
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from html.parser import HTMLParser
 
 import numpy as np
 import pytest
@@ -32,6 +34,8 @@ settings.register_profile(
 # Batches are small here: two threads would wait for each other longer than they compute.
 torch.set_num_threads(1)
 REAL_IMAGES = os.environ.get("CIFAR10_DIR")
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "microsoft-edge")
+SIZES = {"desktop": (1200, 900), "phone": (360, 740)}
 
 
 @pytest.fixture
@@ -148,3 +152,56 @@ def is_one_line(text: str, *words: object) -> bool:
 
 
 EMPTY = LabelledImages(torch.empty(0, 3, 32, 32, dtype=torch.uint8), torch.empty(0).long())
+
+
+class Parsed(HTMLParser):
+    """The page's tags as (name, attributes), and its text without scripts and styles."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.tags, self.text = [], ""
+        self.feed(page.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        if self.cdata_elem is None:
+            self.text += data
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+@pytest.fixture(scope="module")
+def tab():
+    """A tab of a browser without a network, and the list of the browser's complaints."""
+    needed = "needs a browser to drive: apt install chromium, and pip install playwright"
+    playwright = pytest.importorskip("playwright.sync_api", reason=needed)
+    executable = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if executable is None:
+        pytest.skip(f"{needed} (none of {', '.join(BROWSERS)} is on the PATH)")
+    complaints = []
+
+    def report_request(request):
+        inline = request.url.startswith(("data:", "blob:"))
+        if not inline and not request.is_navigation_request():
+            complaints.append(request.url)
+
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=executable, args=["--no-sandbox"])
+        context = browser.new_context(offline=True)
+        context.set_default_timeout(10_000)
+        page = context.new_page()
+        page.on("console", lambda message: complaints.append(message.text))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("requestfailed", lambda request: complaints.append(request.url))
+        page.on("request", report_request)
+        page.on("dialog", lambda dialog: dialog.accept())  # leave a page with unsaved changes
+        yield page, complaints
+        browser.close()
+
+
+def fits(page):
+    """Return whether the page is no wider than the window."""
+    return page.locator("html").evaluate("html => html.scrollWidth <= html.clientWidth")

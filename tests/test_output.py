@@ -155,7 +155,10 @@ def test_a_checkpoint_with_a_hostile_name_is_evaluated(in_process, tmp_path):
     assert "\x1b" not in done.stdout
     assert done.stdout.count("saved o\\x1b[31m\\n\\xff/figures/evaluate_$") == 6
     written = list((out / "figures").iterdir())
-    assert len(written) == 6
+    assert len(written) == 7
+    page = (out / "figures/index.html").read_text(encoding="utf-8")
+    assert r"$\frac$ \x1b[31m\n\xff" in page
+    assert not {"\x1b", "\udcff"} & set(page)
     assert all(path.name.isprintable() for path in written)
 
 

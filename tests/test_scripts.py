@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import json
 import re
@@ -14,7 +15,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import REAL_IMAGES, is_one_line, numbers_of, saved_numbers
+from conftest import REAL_IMAGES, Parsed, is_one_line, numbers_of, saved_numbers
 from PIL import Image
 from torchvision.transforms.functional import pil_to_tensor
 
@@ -129,7 +130,17 @@ def test_dry_run(script, tmp_path, name):
     # lr_sweep.py names its models in one line.
     folder = tmp_path / "out" / ("figures" if name == "lr_sweep.py" else "")
     printed = re.sub(r"saved out/\w+/", "saved ", done.stdout)
-    assert all(f"saved {path.name}" in printed for path in folder.rglob("*.*"))
+    page = tmp_path / "out/figures/index.html"
+    assert all(f"saved {path.name}" in printed for path in folder.rglob("*.*") if path != page)
+    assert done.stdout.endswith("\nPage: out/figures/index.html\n")
+    shown = Parsed(page)
+    assert "synthetic (drawings, not photographs)" in shown.text or name == "train.py"
+    embedded = {image["src"].partition(",")[2] for image in shown.all("img")}
+    figures = [(page.parent / figure).read_bytes() for figure in FIGURES[name]]
+    assert {base64.b64encode(png).decode() for png in figures} <= embedded
+    if name != "train.py":  # whose page needs a comparison for a table
+        assert len(numbers_of(shown.text)) > 0
+        assert numbers_of(shown.text) <= saved_numbers(result) | numbers_of(done.stdout)
 
 
 def test_stage_1_ends_with_advice_whose_numbers_it_saves(in_process, tmp_path, image_folder):
@@ -220,6 +231,10 @@ def test_recipes_are_compared_in_one_table(in_process, tmp_path):
     assert set(saved["diverged"]) == {"wild", "wild-seed1"}
     assert "| `original` " in (tmp_path / "figures/train_comparison.md").read_text()
     assert again.stdout.count("(trained before, by: train.py original") == 6
+    page = Parsed(tmp_path / "figures/index.html").text
+    shown = page.split("Recipes compared, the best first")[1].split("4. Learning rates")[0]
+    assert numbers_of(table) <= numbers_of(shown)
+    assert "!: trained on the test images too" in shown
 
 
 def test_recipes_are_compared_with_the_reference(in_process, tmp_path):
@@ -279,6 +294,14 @@ def test_attacked_networks_are_compared(in_process, two_checkpoints, tmp_path):
     tables = done.stdout.split("==", 1)[1].rsplit(" s in all", 1)[0]
     assert len(numbers_of(tables)) > 10
     assert numbers_of(tables) <= saved_numbers(result)
+    page = Parsed(tmp_path / "a/figures/index.html").text
+    assert numbers_of(page) <= saved_numbers(result) | numbers_of(tables)
+    in_tables = {f"{value:.3f}" for value in (
+        result["curves"]["two"]["PGD"]["results"]["8"]["report"]["balanced_accuracy"],
+        result["strength"]["two"]["linf"]["smallest_noise"]["cat"]["median"],
+        result["universal"]["balanced"]["test"]["report"]["accuracy"],
+    )}  # fmt: skip
+    assert in_tables <= numbers_of(page)
     for curve in result["curves"]["one"].values():
         for outcome in curve["results"].values():
             assert outcome["attacked"] >= outcome["flipped"]
@@ -323,6 +346,17 @@ def test_adversarial_images_are_saved_as_a_folder_of_images(in_process, tmp_path
             k = int(predict(network, image[None]).argmax())
             assert ("car", "truck", "cat")[k] == row["prediction"]
             assert (row["prediction"] != row["label"]) == (row["fools"] == "yes")
+    examples = read(tmp_path / "figures/adversarial_best.json")["examples"]
+    sprite = pil_to_tensor(Image.open(tmp_path / "figures" / examples["sprite"]))
+    pictures = sprite.unfold(1, 32, 32).unfold(2, 32, 32).permute(1, 2, 0, 3, 4)
+    assert examples["epsilons"] == [0, 8]
+    assert len(pictures) == len(examples["images"]) > 3
+    for row, image in zip(pictures, examples["images"], strict=True):
+        assert image["predictions"][0][0] == image["label"]
+        probabilities = predict(network, row.contiguous()).softmax(1)
+        for p, (name, probability) in zip(probabilities, image["predictions"], strict=True):
+            assert ("car", "truck", "cat")[p.argmax()] == name
+            assert probability == pytest.approx(float(p.max()), abs=1e-4)
     two = ["car", "cat"]  # of the trucks one image is right, and a split needs two
     loaded = load(str(folder / "best-linf-8"), classes=two, test_share=0.3, cache=tmp_path)
     of_two = [row for row in rows if row["norm"] == "linf" and row["label"] in two]

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from base64 import b64encode
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 
 import torch
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from common.dataset.label_fixes import COLUMNS, Suspect, as_rows
 from common.files import write_text
 from common.inspection.label_audit import CAUTION
+from common.pages import png_uri, render
 
 PICTURE = 128  # pixels at which the page shows a suspect; larger ones would only fill it
 
@@ -30,17 +29,11 @@ def write(
     of the file that the page saves; the file has COLUMNS, and a row with the decision for each
     suspect.
     """
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("review_page.html").render(
+    page = render(
+        Path(__file__).with_suffix(".html"),
         title=title,
         facts=facts,
-        figures=[(caption, _data_uri(png.read_bytes())) for caption, png in figures],
+        figures=[(caption, png_uri(png.read_bytes())) for caption, png in figures],
         caution=CAUTION,
         columns=COLUMNS,
         rows=as_rows(suspects, fingerprint),
@@ -61,8 +54,4 @@ def _picture(image: torch.Tensor) -> str:
     picture = Image.fromarray(image.permute(1, 2, 0).numpy())
     picture.thumbnail((PICTURE, PICTURE))
     picture.save(file, "PNG")
-    return _data_uri(file.getvalue())
-
-
-def _data_uri(png: bytes) -> str:
-    return "data:image/png;base64," + b64encode(png).decode()
+    return png_uri(file.getvalue())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +54,13 @@ class Subject:
             for k, p in zip(labels, probabilities, strict=True)
         ]
 
+    @cached_property
+    def _is_right(self) -> torch.Tensor:
+        return correctly_classified(self.network, *self.test)
+
     def correct_positions(self, k: int, n: int) -> list[int]:
         """Return the positions of the first n images of class k that the network gets right."""
-        right = correctly_classified(self.network, *self.test)
-        return (right & (self.test.labels == k)).nonzero().flatten().tolist()[:n]
+        return (self._is_right & (self.test.labels == k)).nonzero().flatten().tolist()[:n]
 
 
 def fgsm_rows(subject: Subject, epsilons: Sequence[float]) -> dict[str, list[Cell]]:

@@ -25,6 +25,18 @@ def sweep_text(
     n: number of validation images.
     """
     headers = ["rate", "first", "last", "val. loss", "balanced", "G-mean", "verdict"]
+    rows = sweep_rows(result_by_rate, verdicts)
+    text = f"{text_table(headers, rows, 'rrrrrrl')}\n\n{LEGEND.format(n=n)}"
+    if best is None:
+        return text
+    score = result_by_rate[best]["validation"]["g_mean"]
+    return f"{text}\nBest validation G-mean: {score:.3f}, at {best:g}."
+
+
+def sweep_rows(
+    result_by_rate: dict[float, dict[str, Any]], verdicts: dict[float, str]
+) -> list[list[str]]:
+    """Return for each rate its losses, its scores on the validation images and its verdict."""
     rows = []
     for rate, result in result_by_rate.items():
         losses, validation = result["history"]["loss"], ["-"] * 3
@@ -36,11 +48,7 @@ def sweep_text(
             ]
         ends = [_short(losses[0]), _short(losses[-1])] if losses else ["-", "-"]
         rows.append([f"{rate:g}", *ends, *validation, verdicts[rate]])
-    text = f"{text_table(headers, rows, 'rrrrrrl')}\n\n{LEGEND.format(n=n)}"
-    if best is None:
-        return text
-    score = result_by_rate[best]["validation"]["g_mean"]
-    return f"{text}\nBest validation G-mean: {score:.3f}, at {best:g}."
+    return rows
 
 
 def _short(loss: float) -> str:

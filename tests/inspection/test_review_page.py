@@ -1,20 +1,16 @@
 import base64
 import csv
 import io
-import shutil
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from conftest import random_part
+from conftest import SIZES, Parsed, fits, random_part
 from PIL import Image
 
 from common.dataset.label_fixes import COLUMNS, Suspect
 from common.inspection import review_page
 from common.inspection.label_audit import CAUTION
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "microsoft-edge")
-SIZES = {"desktop": (1200, 900), "phone": (360, 740)}
 CLASSES = ("car", "truck", "cat")
 IMAGES = random_part((10, 0, 0)).images
 SCRIPT = "</script><script>console.error(1)</script>"
@@ -63,25 +59,6 @@ def write(tmp_path):
         return path
 
     return write
-
-
-class Parsed(HTMLParser):
-    """The page's tags as (name, attributes), and its text without scripts and styles."""
-
-    def __init__(self, page):
-        super().__init__()
-        self.tags, self.text = [], ""
-        self.feed(page.read_text(encoding="utf-8"))
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data):
-        if self.cdata_elem is None:
-            self.text += data
-
-    def all(self, tag):
-        return [attributes for name, attributes in self.tags if name == tag]
 
 
 def test_page_needs_no_other_file(write, tmp_path):
@@ -147,35 +124,6 @@ def test_a_failure_keeps_the_earlier_page(write):
 # The page in a browser
 
 
-@pytest.fixture(scope="module")
-def tab():
-    """A tab of a browser without a network, and the list of the browser's complaints."""
-    needed = "needs a browser to drive: apt install chromium, and pip install playwright"
-    playwright = pytest.importorskip("playwright.sync_api", reason=needed)
-    executable = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if executable is None:
-        pytest.skip(f"{needed} (none of {', '.join(BROWSERS)} is on the PATH)")
-    complaints = []
-
-    def report_request(request):
-        inline = request.url.startswith(("data:", "blob:"))
-        if not inline and not request.is_navigation_request():
-            complaints.append(request.url)
-
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=executable, args=["--no-sandbox"])
-        context = browser.new_context(offline=True)
-        context.set_default_timeout(10_000)
-        page = context.new_page()
-        page.on("console", lambda message: complaints.append(message.text))
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("requestfailed", lambda request: complaints.append(request.url))
-        page.on("request", report_request)
-        page.on("dialog", lambda dialog: dialog.accept())  # leave a page with unsaved changes
-        yield page, complaints
-        browser.close()
-
-
 @pytest.fixture
 def opened(tab, write):
     """Open a page that `write` writes; the test fails if the browser complains."""
@@ -216,11 +164,6 @@ def saved(page, column="accept"):
     """Return the values of a column of the CSV file, with - for an empty value."""
     rows = csv.DictReader(io.StringIO(download(page).decode(), newline=""))
     return " ".join(row[column] or "-" for row in rows)
-
-
-def fits(page):
-    """Return whether the page is no wider than the window."""
-    return page.locator("html").evaluate("html => html.scrollWidth <= html.clientWidth")
 
 
 @pytest.mark.parametrize("size", SIZES)
