@@ -56,6 +56,7 @@ STAGES = (
         {"evaluate": ("Network {}", "Networks compared")},
         {
             "confusion": CONFUSION,
+            "confusions": ("Matrices", "Confusion matrices of all networks, side by side."),
             "calibration": ("Chart", "Calibration: how often the network is right, by the"
                             " probability that it gives."),
             "precision_recall": ("Chart", "Precision and recall of each class, at every"

@@ -168,6 +168,7 @@ def records(classes=("car", "truck", "cat"), recipes=("original", "smote", "samp
 
 FIGURES = (
     "inspect_data_counts", "evaluate_best_confusion", "evaluate_best_precision_recall",
+    "evaluate_confusions",
     "train_comparison", "train_original_loss", "lr_sweep_original_loss",
     "lr_sweep_original_range_test", "adversarial_best_epsilon",
 )  # fmt: skip
