@@ -17,7 +17,8 @@ from common.reporting.figures import new_figure, row_label, save, show
 from common.reporting.probability_tables import image_name
 from common.reporting.tables import shorten
 
-COLUMNS = 4
+COLUMNS = 3  # of pairs
+PICTURES = 6  # in a line
 MOST_ROWS = 10
 LONGEST_PAIR = 16  # letters of two class names in one line above a picture
 GAP = 1 / 16  # of a picture's width: white, between the two pictures of a pair
@@ -25,7 +26,7 @@ RED = "#B00000"  # of conflicting labels
 
 
 def duplicates_figure(
-    path: Path, rows: Sequence[dict[str, Any]], split: Split, most: int = 32
+    path: Path, rows: Sequence[dict[str, Any]], split: Split, most: int = 30
 ) -> Path:
     """Draw pairs of duplicates: conflicting labels first, then train and test, then the rest.
 
@@ -42,12 +43,13 @@ def duplicates_figure(
     lines = -(-len(shown) // COLUMNS)
     conflicts = sum(bool(row["conflict"]) for row in rows)
     figure = new_figure(
-        3.3 * COLUMNS,
-        1.5 * lines + 0.8,
-        "Duplicates, with their positions in their part: conflicting labels first,"
-        " then train and test, then the most similar",
-        f"{split.source}; n = {n}; {len(shown):,} of {len(rows):,} pairs shown, {conflicts:,}"
-        " of all with conflicting labels; a number is a distance (0: identical pixels)",
+        2.9 * COLUMNS,
+        1.5 * lines + 1.1,
+        "Duplicates, with their positions in their part",
+        f"{split.source}; n = {n}; {len(shown):,} of {len(rows):,} pairs shown: conflicting"
+        " labels first, then train and test, then the most similar;"
+        f" {conflicts:,} of all with conflicting labels; a number is a distance (0: identical"
+        " pixels)",
     )
     for axes, row in zip(_picture_axes(figure, lines, COLUMNS), shown, strict=False):
         first, second = (
@@ -67,17 +69,16 @@ def suspects_figure(
 
     suspects: at least one; images: uint8 (N, 3, S, S), the train images.
     """
-    columns = 8
     shown = suspects[:most]
-    lines = -(-len(shown) // columns)
+    lines = -(-len(shown) // PICTURES)
     figure = new_figure(
-        1.35 * columns + 0.4,
+        1.35 * PICTURES + 0.4,
         1.75 * lines + 0.9,
         "Labels that may be wrong, the most suspect first",
         f"{source}; n = {len(images):,} train images; {len(shown):,} of {len(suspects):,}"
         " suspects shown; given -> suggested label, and its probability",
     )
-    for axes, s in zip(_picture_axes(figure, lines, columns), shown, strict=False):
+    for axes, s in zip(_picture_axes(figure, lines, PICTURES), shown, strict=False):
         given, suggested = (shorten(name, 14) for name in (s.given, s.suggested))
         between = " " if len(given + suggested) <= LONGEST_PAIR else "\n"
         title = f"{s.index}\n{given}{between}-> {suggested} {s.confidence:.0%}"
@@ -99,7 +100,6 @@ def errors_figure(
     files: of the images, or empty. probabilities: (N, K). Of more than ten classes those with
     the most errors are drawn.
     """
-    columns = 8
     labels, predictions = part.labels.numpy(), probabilities.argmax(1)
     wrong = labels != predictions
     errors = np.bincount(labels[wrong], minlength=len(classes))
@@ -108,13 +108,13 @@ def errors_figure(
     if not drawn:
         return None
     figure = new_figure(
-        1.45 * columns + 0.6,
+        1.45 * PICTURES + 0.6,
         1.85 * len(drawn) + 0.9,
         title,
         f"{source}; n = {len(labels):,} test images, {wrong.sum():,} of them wrong; above"
         " each: predicted class, its probability, file; the most confident first",
     )
-    grid = figure.subplots(len(drawn), columns, squeeze=False)
+    grid = figure.subplots(len(drawn), PICTURES, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
     confidence = probabilities.max(1)

@@ -21,6 +21,7 @@ from common.reporting.figures import (
     matrix,
     matrix_figure,
     new_figure,
+    part_colour,
     row_label,
     save,
     show,
@@ -73,7 +74,7 @@ def class_counts(
     width = 0.8 / len(parts)
     for i, (part, counts) in enumerate(parts.items()):
         positions = np.arange(len(classes)) + (i - (len(parts) - 1) / 2) * width
-        bars = axes.bar(positions, counts, width * 0.95, label=part, color=colour(i))
+        bars = axes.bar(positions, counts, width * 0.95, label=part, color=part_colour(i))
         shares = [f"{n:,}\n{n / sum(counts):.1%}" for n in counts]
         axes.bar_label(bars, shares, fontsize=8, padding=2)
     axes.set_xticks(range(len(classes)), list(map(shorten, classes)))
@@ -96,7 +97,7 @@ def _bars_across(
     figure = new_figure(1.8 + 3.4 * len(parts), 1.2 + 0.21 * len(classes), title, caption)
     panels = np.ravel(figure.subplots(1, len(parts), sharey=True))
     for i, (axes, (part, counts)) in enumerate(zip(panels, parts.items(), strict=True)):
-        bars = axes.barh(range(len(classes)), counts, 0.8, color=colour(i))
+        bars = axes.barh(range(len(classes)), counts, 0.8, color=part_colour(i))
         shares = [f"{n:,} ({n / sum(counts):.1%})" for n in counts]
         axes.bar_label(bars, shares, fontsize=7, padding=2)
         axes.set_title(part, fontsize=10)
@@ -149,7 +150,7 @@ def _ranked_shares(
         present = sorted((n / sum(counts) for n in counts if n), reverse=True)
         ranks = range(1, len(present) + 1)
         axes.plot(
-            ranks, present, marker="os^"[i % 3], markersize=4, color=colour(i), label=part
+            ranks, present, marker="os^"[i % 3], markersize=4, color=part_colour(i), label=part
         )
     axes.axhline(1 / len(counts), color="0.5", linestyle=":", label="all classes equal")
     axes.set_yscale("log")
@@ -240,7 +241,8 @@ def image_statistics(
 ) -> Path:
     """Draw the contrast of each image by its brightness, with rings around the outliers.
 
-    Of more classes than there are colours, those have one that are farthest from the others.
+    The fewer images a class has, the larger are its points, and the later they are drawn. Of
+    more classes than there are colours, those have one that are farthest from the others.
     """
     title, caption = "Brightness and contrast of each train image", f"n = {len(labels):,}"
     coloured = list(range(len(classes)))
@@ -260,13 +262,16 @@ def image_statistics(
             brightness[others], contrast[others], s=6, alpha=0.5, linewidths=0, color="0.75",
             label=f"other classes ({others.sum():,})",
         )  # fmt: skip
+    counts = torch.bincount(labels, minlength=len(classes)).numpy()
     for i, k in enumerate(coloured):
         of_class = (labels == k).numpy()
+        share = counts[k] / counts[coloured].max()
         axes.scatter(
             brightness[of_class],
             contrast[of_class],
-            s=6,
-            alpha=0.5,
+            s=6 + 14 * (1 - share),
+            alpha=0.9 - 0.4 * share,
+            zorder=2 - share,
             linewidths=0,
             color=colour(i),
             label=f"{shorten(classes[k])} ({of_class.sum():,})",

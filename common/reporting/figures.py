@@ -26,6 +26,8 @@ LONGEST_UPRIGHT = 9  # letters of a class name below a column of a matrix
 LONGEST_BESIDE = 16  # letters of a rotated name beside a row of pictures
 MOST_LARGE_CELLS = 5  # classes of a matrix with room for large numbers
 MOST_CELLS = 20  # classes of a matrix with numbers in its cells
+PAGE_WIDTH = 8  # inches
+LETTERS_PER_INCH = 16  # of a caption, whose size is 8 points
 # The palette of Okabe and Ito (2008), which colour-blind readers can distinguish.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
 
@@ -35,11 +37,22 @@ def colour(k: int) -> str:
     return COLOURS[k % len(COLOURS)]
 
 
+def part_colour(i: int) -> str:
+    """Return the grey of part i of the images (train, ...): colours are for classes."""
+    return ("0.35", "0.62", "0.8")[i % 3]
+
+
 def new_figure(width: float, height: float, title: str, caption: str) -> Figure:
-    """Return an empty figure, width x height inches, with a caption below."""
+    """Return an empty figure, width x height inches, with a caption below.
+
+    The text of a figure wider than a page is larger, since a page shows the figure smaller.
+    """
     figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
-    figure.suptitle(title, fontsize=12)
-    figure.supxlabel(caption, fontsize=8, color="0.35")
+    scale = max(1, width / PAGE_WIDTH)
+    letters = int(LETTERS_PER_INCH * min(width, PAGE_WIDTH))
+    lines = [wrapped for line in caption.splitlines() for wrapped in wrap(line, letters)]
+    figure.suptitle("\n".join(wrap(title, int(letters / 1.5))), fontsize=12 * scale)
+    figure.supxlabel("\n".join(lines), fontsize=8 * scale, color="0.35")
     return figure
 
 

@@ -31,6 +31,7 @@ from common.reporting import (
     attack_pictures,
     contact_sheets,
     data_figures,
+    figures,
     learning_rate_figures,
     probability_figures,
     training_figures,
@@ -195,6 +196,27 @@ def test_counts_are_the_bars(draw):
     assert text_of(axes.get_legend().get_texts()) == ["train"]
 
 
+def test_small_classes_are_drawn_last_and_larger(draw):
+    *classes, _ring = draw(*FIGURES["image_statistics"]).axes[0].collections
+    counts = [len(each.get_offsets()) for each in classes]
+    assert counts == [30, 12, 6]
+    sizes = [each.get_sizes()[0] for each in classes]
+    orders = [each.get_zorder() for each in classes]
+    assert sizes == sorted(set(sizes))
+    assert orders == sorted(set(orders))
+
+
+def test_text_of_wide_figures_is_larger_and_long_captions_have_lines(tmp_path):
+    narrow, wide = (figures.new_figure(w, 3, "A title", 30 * "words ") for w in (4, 16))
+    assert wide._suptitle.get_size() == 2 * narrow._suptitle.get_size()
+    for figure, width in ((narrow, 4), (wide, 16)):
+        figure.draw_without_rendering()
+        lines = figure._supxlabel.get_text().splitlines()
+        assert " ".join(lines).split() == 30 * ["words"]
+        assert len(lines) > 1
+        assert figure._supxlabel.get_window_extent().width <= width * figure.dpi
+
+
 def test_confusion_shows_counts_in_their_cells(draw):
     axes = draw(*FIGURES["confusion"]).axes[0]
     matrix = confusion_matrix(PART.labels, PART.labels.flip(0))
@@ -287,7 +309,7 @@ def test_errors_are_the_most_confident_of_their_class(draw):
     rows = [axes.texts[0].get_text() for axes in figure.axes if axes.texts]
     for k, name in enumerate(CLASSES):
         wrong = [i for i in range(48) if LABELS[i] == k != predictions[i]]
-        ranked = sorted(wrong, key=lambda i: -confidence[i])[:8]
+        ranked = sorted(wrong, key=lambda i: -confidence[i])[:6]
         assert rows[k] == f"{name}\n{len(wrong)} of {(np.equal(LABELS, k)).sum()} wrong"
         for i in ranked:
             axes = shown.pop(0)
