@@ -20,6 +20,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from common import options
 from common.files import ROOT, write_text
+from common.metrics.comparison import mean_with_interval
 from common.metrics.intervals import proportion_interval
 from common.reporting.learning_rate_tables import sweep_text
 from common.reporting.tables import markdown_table, with_interval
@@ -132,9 +133,27 @@ def audit(folder, names, row, column):
 
 def ensemble(folder, name, network, epsilon, metric="balanced_accuracy"):
     """Return a metric of what the ensemble of attacks leaves of a network, in L-infinity."""
-    attacked = _at(_read(folder, name), f"strength/{network}/linf/ensemble/{epsilon}/stages")
-    *_, last = attacked.values()
-    return with_interval(last["report"][metric], last["report"]["intervals"][metric])
+    report = _left(_read(folder, name), network, "ensemble", epsilon)
+    return with_interval(report[metric], report["intervals"][metric])
+
+
+def attacked_mean(folder, name, attack, epsilon, metric):
+    """Return the mean of a metric under attack over all networks of a file: seeds of a recipe.
+
+    attack: "ensemble", or one of the table's.
+    """
+    record = _read(folder, name)
+    reports = [_left(record, network, attack, epsilon) for network in record["curves"]]
+    return with_interval(*mean_with_interval(reports, metric))
+
+
+def _left(record, network, attack, epsilon):
+    """Return the report on what an attack leaves of a network, in L-infinity."""
+    if attack != "ensemble":
+        return record["curves"][network][attack]["results"][f"{epsilon}"]["report"]
+    stages = record["strength"][network]["linf"]["ensemble"][f"{epsilon}"]["stages"]
+    *_, last = stages.values()
+    return last["report"]
 
 
 def radius(folder, name, network, class_name):
@@ -190,16 +209,18 @@ def made(folder, name):
     data, versions = record["data"], record["versions"]
     tested = f"{sum(data['test_counts']):,} test images of {data['source']}"
     seeds = record.get("comparison", {}).get("seeds", 1)
+    networks = len(record.get("curves", ()))
+    runs = f"{networks} networks" if networks else f"{seeds} seed{'s' if seeds > 1 else ''}"
     command = record["command"].removesuffix(" --output-dir .")  # where reproduce.py wants it
     return (
-        f"*`{command}`: {tested}, {seeds} seed{'s' if seeds > 1 else ''}, PyTorch"
+        f"*`{command}`: {tested}, {runs}, PyTorch"
         f" {versions['torch']}, {record['processor']}, {record['date']}.*"
     )
 
 
 FUNCTIONS = (
-    value, percent, score, mean, best_of, images, leaks, audit, ensemble, radius, comparison,
-    interval, rates, page, figure, made,
+    value, percent, score, mean, best_of, images, leaks, audit, ensemble, attacked_mean, radius,
+    comparison, interval, rates, page, figure, made,
 )  # fmt: skip
 
 

@@ -124,6 +124,20 @@ def test_numbers_are_those_of_their_files(tmp_path):
             }
         )
     )  # fmt: skip
+    attacked = [
+        from_confusion(c, CLASSES).as_dict()
+        for c in ([[5, 0, 0], [1, 2, 0], [0, 0, 2]], [[4, 0, 1], [0, 3, 0], [1, 0, 1]])
+    ]
+    (folder / "c.json").write_text(
+        json.dumps({
+            "data": data, "command": "adversarial.py", "processor": "p", "date": "today",
+            "versions": {"torch": "2.14"},
+            "curves": {name: {"PGD": {"results": {"4": {"report": r}}}}
+                       for name, r in zip("xy", attacked, strict=True)},
+            "strength": {name: {"linf": {"ensemble": {"4": {"stages": {"a": {"report": r}}}}}}
+                         for name, r in zip("xy", reversed(attacked), strict=True)},
+        })
+    )  # fmt: skip
     balanced = f"{np.mean([4 / 5, 1, 1 / 2]):.3f}"
     low, high = report["intervals"]["balanced_accuracy"]
     expected = {
@@ -141,6 +155,21 @@ def test_numbers_are_those_of_their_files(tmp_path):
         ("made", "a"): "*`train.py a`: 10 test images of photos, 5 seeds, PyTorch 2.14, a"
         " processor, 2026-11-29.*",
     }
+    expected["made", "c"] = (
+        "*`adversarial.py`: 10 test images of photos, 2 networks, PyTorch 2.14, p, today.*"
+    )
+    of_seeds = {  # the same mean, of (5/5 + 2/3 + 2/2) / 3 and (4/5 + 3/3 + 1/2) / 3
+        attack: publish.attacked_mean(folder, "c", attack, 4, "balanced accuracy")
+        for attack in ("PGD", "ensemble")
+    }
+    assert of_seeds["PGD"] == of_seeds["ensemble"]
+    mean, low, high = map(float, re.findall(r"[\d.]+", of_seeds["PGD"]))
+    assert mean == pytest.approx(np.mean([8 / 9, 2.3 / 3]), abs=5e-4)
+    assert 0 <= low < mean < high <= 1
+    # Two seeds that differ tell little: Student's t with one degree of freedom is wide.
+    assert (low, high) == (0, 1)
+    cars = publish.attacked_mean(folder, "c", "PGD", 4, "recall of truck")
+    assert cars.startswith(f"{np.mean([2 / 3, 1]):.3f} [")
     functions = {function.__name__: function for function in publish.FUNCTIONS}
     for (name, *arguments), text in expected.items():
         assert publish.or_missing(functions[name], folder, *arguments) == text

@@ -111,6 +111,19 @@ def mean_draws(reports: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
     }
 
 
+def mean_with_interval(
+    reports: Sequence[dict[str, Any]], title: str
+) -> tuple[float, list[float]]:
+    """Return the mean of a metric over runs with these reports, and its 95% interval.
+
+    title: a key of `metrics_of`. The interval is that of a Summary.
+    """
+    values = np.array([[metrics_of(report)[title] for report in reports]])
+    mean = float(values.mean())
+    draws = mean_draws(reports)[title] + _training_noise(values)[:, 0]
+    return mean, np.clip(interval(draws, mean), 0, 1).tolist()
+
+
 def compare(
     results: dict[str, Sequence[dict[str, Any]]], labels: np.ndarray
 ) -> Comparison | None:

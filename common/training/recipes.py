@@ -105,6 +105,21 @@ ROBUST = replace(
     adversarial=4.0,
     adversarial_steps=2,
 )
+# The losses against imbalance, and TRADES (Zhang et al. 2019), in place of its own.
+ROBUST_VARIANTS = {
+    "robust-cross-entropy": replace(ROBUST, loss="cross-entropy"),
+    "robust-weights": replace(ROBUST, loss="cross-entropy", class_weights="inverse"),
+    "robust-focal": replace(ROBUST, loss="focal"),
+    "robust-ldam-drw": replace(
+        ROBUST,
+        loss="ldam",
+        classifier="cosine",
+        class_weights="effective-number",
+        reweight_from=0.8,
+    ),
+    "robust-vs": replace(ROBUST, loss="vs"),
+    "robust-trades": replace(ROBUST, trades=6.0),
+}
 # A linear classifier on what a network has learnt from ImageNet: minutes on a CPU.
 LINEAR_PROBE = Recipe(
     network="torchvision:mobilenet_v3_small",
@@ -129,6 +144,7 @@ RECIPES = {
     "resnet9-logit-adjusted": replace(RESNET, loss="logit-adjusted"),
     "best": BEST,
     "robust": ROBUST,
+    **ROBUST_VARIANTS,
     "best-cuda": replace(BEST, width=64, epochs=100),
     "linear-probe": LINEAR_PROBE,
 }

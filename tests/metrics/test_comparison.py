@@ -19,6 +19,7 @@ from common.metrics.comparison import (
     compare,
     holm,
     mean_draws,
+    mean_with_interval,
     metrics_of,
     paired_p,
 )
@@ -307,6 +308,15 @@ def test_the_interval_of_a_recipe_does_not_depend_on_the_others():
 
 
 # Differences
+
+
+def test_the_mean_by_itself_is_that_of_the_table():
+    runs = [run_with_errors(errors, seed) for seed, errors in enumerate((12, 20, 9))]
+    summaries = compare({"one": runs}, LABELS).summaries["one"]
+    for title in METRICS:
+        mean, ends = mean_with_interval([run["report"] for run in runs], title)
+        assert mean == summaries[title].mean
+        assert ends == list(summaries[title].interval)
 
 
 def paired_differences(seeds):
