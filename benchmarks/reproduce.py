@@ -159,7 +159,7 @@ STAGES = {
     ),
     "labels": labels_stage(),
     "exercise": Stage(
-        "the reports' recipes and single remedies of the field, at the reports' settings",
+        "recipes of the reports and of the field, at the reports' settings",
         [
             ("three", f"train.py {EXERCISE} --seeds 5 --test-counts full"),
             ("three", f"benchmarks/small_test.py {EXERCISE} --seeds 5"),

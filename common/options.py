@@ -488,13 +488,13 @@ def run(
 
     def work() -> None:
         args = parser.parse_args()
-        root = output_dir(args)
-        with output_folders([root / folder for folder in folders]):
+        with output_folders([output_dir(args) / folder for folder in folders]):
             main(args)
             if "figures" in folders:
                 from common.reporting.results_page import write_results_page
 
-                print(f"Page: {display_path(write_results_page(root / 'figures'))}")
+                page = write_results_page(output_dir(args) / "figures")
+                print(f"Page: {display_path(page)}")
 
     if code := run_to_exit_code(parser.prog, work):
         sys.exit(code)

@@ -68,9 +68,14 @@ def test_drawings_are_no_results(offline, tmp_path, capfd):
     assert not (tmp_path / "output").exists()
 
 
-def test_an_unknown_stage_is_named(tmp_path):
-    with pytest.raises(InputError, match="rase: no stage; take data, best"):
-        run(tmp_path, "rase")
+def test_an_unknown_stage_is_named(script):
+    done = script("benchmarks/reproduce.py", "rase")
+    assert done.returncode == 2
+    assert is_one_line(done.stderr, "rase: no stage", "take data, best")
+    stages = script("benchmarks/reproduce.py", "--list").stdout
+    assert "race: a fair comparison" in stages
+    assert "  three/ $ train.py race\n" in stages
+    assert max(map(len, stages.splitlines())) <= 80
 
 
 def test_the_pages_are_those_that_the_results_make():
