@@ -8,6 +8,8 @@ from torch import nn
 from common.attacks.gradients import fools, logits_of
 from common.attacks.pgd import pgd
 
+STEPS = 20  # of PGD, to go on from the edge of a class
+
 
 def round_to_8_bits(images: torch.Tensor) -> torch.Tensor:
     """Return images in [0, 1] rounded to multiples of 1/255.
@@ -20,7 +22,7 @@ def round_to_8_bits(images: torch.Tensor) -> torch.Tensor:
 
 def fool_in_8_bits(
     network: nn.Module, x: torch.Tensor, labels: torch.Tensor, images: torch.Tensor, *,
-    epsilon: float, norm: str, steps: int, generator: torch.Generator,
+    epsilon: float, norm: str, generator: torch.Generator,
 ) -> torch.Tensor:  # fmt: skip
     """Return adversarial images of x rounded to 8 bits, so that they still fool if possible.
 
@@ -33,7 +35,7 @@ def fool_in_8_bits(
     undone &= ~fools(logits_of(network, rounded), labels, None)
     if undone.any():
         further = pgd(
-            network, x[undone], labels[undone], epsilon=epsilon, norm=norm, steps=steps,
+            network, x[undone], labels[undone], epsilon=epsilon, norm=norm, steps=STEPS,
             stop=False, generator=generator,
         )  # fmt: skip
         rounded[undone] = round_to_8_bits(further)

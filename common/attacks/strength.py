@@ -114,7 +114,7 @@ def measure_strength(
         radii = size.where(found, radii)
         rounded = fool_in_8_bits(
             network, x, labels, images,
-            epsilon=epsilon, norm=norm, steps=budget.steps, generator=generator,
+            epsilon=epsilon, norm=norm, generator=generator,
         )  # fmt: skip
         predictions = logits_of(network, rounded).argmax(1)
         rounded_fools = int((attacked & (predictions != labels)).sum())

@@ -41,9 +41,9 @@ def save_examples(path: Path, subject: Subject, settings: Settings) -> dict[str,
     columns, predictions = [], []
     for epsilon in epsilons:
         given = (subject.network, x, labels)
-        bound = {"epsilon": epsilon / 255, "steps": settings.steps, "generator": generator}
-        images = pgd(*given, **bound, restarts=settings.restarts)
-        columns.append(fool_in_8_bits(*given, images, **bound, norm="linf"))
+        bound = {"epsilon": epsilon / 255, "norm": "linf", "generator": generator}
+        images = pgd(*given, **bound, steps=settings.steps, restarts=settings.restarts)
+        columns.append(fool_in_8_bits(*given, images, **bound))
         probabilities, predicted = logits_of(subject.network, columns[-1]).softmax(1).max(1)
         predictions.append(
             [[classes[k], p] for k, p in zip(predicted, probabilities.tolist(), strict=True)]

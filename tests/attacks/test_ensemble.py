@@ -209,7 +209,7 @@ def test_images_that_rounding_undoes_are_attacked_to_the_highest_loss(monkeypatc
     epsilon = 2 * float(least.max())
     assert wrong(barely, network, y).all()
     assert not wrong(rounding.round_to_8_bits(barely), network, y).any()
-    settings = {"epsilon": epsilon, "norm": "linf", "steps": 10}
+    settings = {"epsilon": epsilon, "norm": "linf"}
     found = rounding.fool_in_8_bits(network, x, y, barely, **settings, generator=generator())
     assert wrong(found, network, y).all()
     # Without the clamp to [0, 1], the highest loss is at -epsilon sign(w).
