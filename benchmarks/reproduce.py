@@ -6,9 +6,9 @@ Runs the scripts as a user would, stage by stage, with their output in reproduce
 what a stage has found to figures/results/ and writes the page from that. After an
 interruption the same command goes on: a script that ended is not run again by the same code,
 and a training goes on from its own state. All stages together take about a day on two CPU
-cores; --list tells what each one does. --quick runs the same commands on a handful of images,
-with all of their output, the page included, in reproduce-quick/: in minutes it proves the path;
-its numbers mean nothing.
+cores; --list tells what each one does. --quick runs the same commands, of alike ones a few, on
+a handful of images, with all of their output, the page included, in reproduce-quick/: in
+minutes it proves the path; its numbers mean nothing.
 """
 
 import argparse
@@ -43,6 +43,7 @@ ROBUST_ATTACKS = (
     "--test-counts full --epsilons 0 4 --ensemble-epsilons 4 --images 3 --noise-steps 5"
     " --universal-steps 2"
 )
+SPEED = "benchmarks/run.py"  # its results go to benchmarks/
 OUTPUT = ("--output-dir", ".")
 MOST_QUICK_SEEDS = 3
 ATTACK_FIGURES = ("epsilon", "radius", "networks", "transfer", "fgsm", "noise", "universal")
@@ -53,12 +54,14 @@ class Stage(NamedTuple):
 
     commands: (folder, command) pairs. The folder, below the output's, is where the command is
     run, and where its results go. published: (file, path) pairs: files below the output's
-    folder, and where below the project's root they are copied to.
+    folder, and where below the project's root they are copied to. quick: how many of the
+    commands --quick runs, where the others are alike; None: all.
     """
 
     about: str
     commands: list[tuple[str, str]]
     published: list[tuple[str, str]]
+    quick: int | None = None
 
 
 def figures_of(folder, *names):
@@ -79,7 +82,7 @@ def compared(folder, name):
 def labels_stage():
     """Return the stage of the label audit: of the labels as they are, and of planted errors."""
     trained = "train.py augmentation+sampler --test-counts full --seeds 3"
-    commands = [("labels", "inspect_data.py --audit-labels"), ("labels", trained)]
+    commands = [("labels", trained), ("labels", "inspect_data.py --audit-labels")]
     published = figures_of(
         "labels",
         ("inspect_data.json", "labels.json"),
@@ -101,7 +104,7 @@ def labels_stage():
             ("train_comparison.json", f"{noisy}_trained.json"),
         )
         published += figures_of(fixed, ("train_comparison.json", f"{fixed}_trained.json"))
-    return Stage("wrong labels: those there are, and planted ones", commands, published)
+    return Stage("wrong labels: those there are, and planted ones", commands, published, 3)
 
 
 def robust_stage():
@@ -117,7 +120,7 @@ def robust_stage():
     published += [
         (f"three/models/robust.{end}", f"models/robust.{end}") for end in ("pt", "json")
     ]
-    return Stage("adversarial training, with each loss against imbalance", commands, published)
+    return Stage("adversarial training, each loss against imbalance", commands, published, 2)
 
 
 STAGES = {
@@ -133,12 +136,11 @@ STAGES = {
         ),
     ),
     "best": Stage(
-        "the baseline and best, and best on CIFAR-10-LT",
+        "the baseline and best",
         [
             ("three", "train.py baseline --threads 1"),
             ("three", "train.py best --seeds 5 --test-counts full"),
             ("three", "evaluate.py models/baseline.pt models/best.pt"),
-            ("long-tail", f"train.py best {LONG_TAIL} --seeds 2"),
         ],
         figures_of(
             "three",
@@ -150,12 +152,16 @@ STAGES = {
             "evaluate_best_precision_recall.png",
             ("train_comparison.json", "best.json"),
         )
-        + figures_of("long-tail", ("train_comparison.json", "best_long-tail.json"))
         + [
             (f"three/models/{name}.{end}", f"models/{name}.{end}")
             for name in ("baseline", "best")
             for end in ("pt", "json")
         ],
+    ),
+    "best-long-tail": Stage(
+        "best on CIFAR-10-LT, ratio 100, two seeds",
+        [("long-tail", f"train.py best {LONG_TAIL} --seeds 2")],
+        figures_of("long-tail", ("train_comparison.json", "best_long-tail.json")),
     ),
     "labels": labels_stage(),
     "exercise": Stage(
@@ -214,7 +220,7 @@ STAGES = {
     ),
     # Its results lie in benchmarks/, with those of other kinds of processor.
     "speed": Stage(
-        "how long it takes beside the reports' loop", [("", "benchmarks/run.py")], []
+        "how long it takes beside the reports' loop", [("three", SPEED)], [], quick=0
     ),
 }
 
@@ -231,9 +237,7 @@ def main(args):
     for name in names:
         stage = STAGES[name]
         print(f"== {name}: {stage.about} ==", flush=True)
-        for where, command in stage.commands:
-            if args.quick and "--label-fixes" in command:
-                continue  # an audit of a handful of images would take whole classes away
+        for where, command in stage.commands[: stage.quick if args.quick else None]:
             run(command, folder / where, folder / "logs", args.quick)
         for file, path in stage.published:
             if args.quick and not (folder / file).exists():
@@ -261,9 +265,9 @@ def run(command, folder, logs, quick):
     Its report is shown, and kept in `logs`. Raises InputError if it fails.
     """
     words = shlex.split(command)
-    is_speed = words[0] == "benchmarks/run.py"  # it has options of its own
     if quick:
-        words.append("--quick" if is_speed else "--dry-run")
+        words = shlex.split(command.replace(LONG_TAIL, "--classes all"))
+        words.append("--dry-run")
         if "--seeds" in words and int(words[words.index("--seeds") + 1]) > MOST_QUICK_SEEDS:
             words[words.index("--seeds") + 1] = "1"
     code = (ROOT / words[0]).read_text(encoding="utf-8"), code_digest()
@@ -279,7 +283,7 @@ def run(command, folder, logs, quick):
         environment["CIFAR10_DIR"] = os.path.abspath(environment["CIFAR10_DIR"])
     lines = []
     with subprocess.Popen(
-        [sys.executable, ROOT / words[0], *words[1:], *([] if is_speed else OUTPUT)],
+        [sys.executable, ROOT / words[0], *words[1:], *([] if command == SPEED else OUTPUT)],
         cwd=folder, env=environment, stdout=subprocess.PIPE, text=True, encoding="utf-8",
     ) as process:  # fmt: skip
         for line in process.stdout:
