@@ -41,6 +41,11 @@ def write_pages(root):
 
 def pages(root):
     """Return the text of each page, by its path below `root`."""
+    return {page: render(template, root) for template, page in PAGES.items()}
+
+
+def render(template, root):
+    """Return what a template makes of the results in figures/results/ below `root`."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         undefined=StrictUndefined,
@@ -51,7 +56,7 @@ def pages(root):
     folder = root / "figures" / "results"
     for function in FUNCTIONS:
         environment.globals[function.__name__] = partial(or_missing, function, folder)
-    return {page: environment.get_template(name).render() for name, page in PAGES.items()}
+    return environment.get_template(template).render()
 
 
 def or_missing(function: Callable[..., str], folder: Path, *arguments: object) -> str:
@@ -72,16 +77,16 @@ def _read(folder, name):
 def _at(record, path):
     """Return what is at a place, such as "report/accuracy", of a record."""
     for key in path.split("/"):
-        record = record[int(key) if isinstance(record, list) else key]
+        record = record[key]
     return record
 
 
 # What templates call, with the folder of the results left out.
 
 
-def value(folder, name, path, digits=3):
+def value(folder, name, path):
     """Return a number of a file."""
-    return f"{_at(_read(folder, name), path):,.{digits}f}"
+    return f"{_at(_read(folder, name), path):.3f}"
 
 
 def percent(folder, name, path):
@@ -116,13 +121,8 @@ def images(folder, name, part):
 def leaks(folder, name):
     """Return how many test images some train image shows too."""
     pairs = _read(folder, name)["duplicates"]
-    return str(
-        len({pair["second_index"] for pair in pairs if _parts(pair) == ("train", "test")})
-    )
-
-
-def _parts(pair):
-    return pair["first_part"], pair["second_part"]
+    of_both = [p for p in pairs if (p["first_part"], p["second_part"]) == ("train", "test")]
+    return str(len({pair["second_index"] for pair in of_both}))
 
 
 def audit(folder, names, row, column):
@@ -131,10 +131,10 @@ def audit(folder, names, row, column):
     return f"{np.mean([planted[row][column] for planted in audits]):.3f}"
 
 
-def ensemble(folder, name, network, epsilon, metric="balanced_accuracy"):
-    """Return a metric of what the ensemble of attacks leaves of a network, in L-infinity."""
+def ensemble(folder, name, network, epsilon):
+    """Return the balanced accuracy that the ensemble leaves a network, in L-infinity."""
     report = _left(_read(folder, name), network, "ensemble", epsilon)
-    return with_interval(report[metric], report["intervals"][metric])
+    return with_interval(report["balanced_accuracy"], report["intervals"]["balanced_accuracy"])
 
 
 def attacked_mean(folder, name, attack, epsilon, metric):

@@ -2,10 +2,10 @@
 
     python benchmarks/reproduce.py [STAGE ...] [--quick]
 
-Runs the scripts as a user would, stage by stage, with their output in reproduce/, then copies
-what a stage has found to figures/results/ and writes the page from that. After an
-interruption the same command goes on: a script that ended is not run again by the same code,
-and a training goes on from its own state. All stages together take about a day on two CPU
+Runs the scripts as a user would, stage by stage, with their output in reproduce/, copies what
+each has found to figures/results/, and writes the page from that. After an interruption the
+same command goes on: a script that ended is not run again by the same code, and a training
+goes on from its own state. All stages together take about a day on two CPU
 cores; --list tells what each one does. --quick runs the same commands, of alike ones a few, on
 a handful of images, with all of their output, the page included, in reproduce-quick/: in
 minutes it proves the path; its numbers mean nothing.
@@ -19,6 +19,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,199 +29,232 @@ from benchmarks import publish
 from common import options
 from common.errors import InputError
 from common.files import ROOT, atomic_write, code_digest, write_text
-from common.training.recipes import ROBUST_VARIANTS
+from common.training.recipes import FIELD, REPORT_A, REPORT_B, ROBUST_VARIANTS
 
-EXERCISE = (
-    "original augmentation sampler weights augmentation+sampler smote final naive-100"
-    " weight-decay strict-sampler weighted-sampler transforms step-lr tuned"
-    " square-root-sampler progressive-sampler effective-number deferred-weights focal ldam"
-    " ldam-drw balanced-softmax logit-adjusted post-hoc tau-normalisation crt borderline-smote"
-    " adasyn random-over random-under mixup cutmix resnet9 resnet9-logit-adjusted best robust"
-)
+MODERN = ("resnet9", "resnet9-logit-adjusted", "best", "robust")
+EXERCISE = " ".join([*REPORT_A, *REPORT_B, *FIELD, *MODERN])
 LONG_TAIL = "--classes all --train-counts exp:100"
 # Few images of what is not in the table, which several networks have no use for.
 ROBUST_ATTACKS = (
     "--test-counts full --epsilons 0 4 --ensemble-epsilons 4 --images 3 --noise-steps 5"
     " --universal-steps 2"
 )
-SPEED = "benchmarks/run.py"  # its results go to benchmarks/
-OUTPUT = ("--output-dir", ".")
+SPEED = "benchmarks/run.py"  # its results go to benchmarks/, beside those of other processors
 MOST_QUICK_SEEDS = 3
 ATTACK_FIGURES = ("epsilon", "radius", "networks", "transfer", "fgsm", "noise", "universal")
+
+
+class Command(NamedTuple):
+    """A command of a stage.
+
+    folder: below the output's; the line is run there, and its results go there. published:
+    (file, path) pairs: files in the folder, and where below the project's root they are copied
+    to as soon as the command ends, before another one can write files of the same names.
+    """
+
+    folder: str
+    line: str
+    published: Sequence[tuple[str, str]] = ()
 
 
 class Stage(NamedTuple):
     """A part of the results.
 
-    commands: (folder, command) pairs. The folder, below the output's, is where the command is
-    run, and where its results go. published: (file, path) pairs: files below the output's
-    folder, and where below the project's root they are copied to. quick: how many of the
-    commands --quick runs, where the others are alike; None: all.
+    quick: how many of the commands --quick runs, where the others are alike; None: all.
     """
 
     about: str
-    commands: list[tuple[str, str]]
-    published: list[tuple[str, str]]
+    commands: Sequence[Command]
     quick: int | None = None
 
 
-def figures_of(folder, *names):
-    """Return what is published of the figures/ of a folder, to figures/results/.
+def figures(*names):
+    """Return what is published of a folder's figures/, to figures/results/.
 
     names: of files, or (name, published name) pairs.
     """
     pairs = [(name, name) if isinstance(name, str) else name for name in names]
-    return [(f"{folder}/figures/{old}", f"figures/results/{new}") for old, new in pairs]
+    return [(f"figures/{old}", f"figures/results/{new}") for old, new in pairs]
 
 
-def compared(folder, name):
-    """Return what is published of the comparison that train.py makes in a folder."""
-    ends = ("md", "json", "png")
-    return figures_of(folder, *((f"train_comparison.{e}", f"{name}.{e}") for e in ends))
+def table(name, published=None):
+    """Return what is published of a table that is saved as NAME.md, .json and .png."""
+    return figures(
+        *((f"{name}.{e}", f"{published or name}.{e}") for e in ("md", "json", "png"))
+    )
+
+
+def network(name):
+    """Return what is published of a network: the checkpoint and its result file."""
+    return [(path, path) for path in (f"models/{name}.pt", f"models/{name}.json")]
 
 
 def labels_stage():
     """Return the stage of the label audit: of the labels as they are, and of planted errors."""
+    audit = "inspect_data.py --audit-labels"
     trained = "train.py augmentation+sampler --test-counts full --seeds 3"
-    commands = [("labels", trained), ("labels", "inspect_data.py --audit-labels")]
-    published = figures_of(
-        "labels",
-        ("inspect_data.json", "labels.json"),
-        ("inspect_data_suspects.png", "labels_suspects.png"),
-        ("train_comparison.json", "labels_trained.json"),
-    )
+
+    def compared(name):
+        return figures(("train_comparison.json", f"{name}_trained.json"))
+
+    suspects = ("inspect_data_suspects.png", "labels_suspects.png")
+    commands = [
+        Command("labels", trained, compared("labels")),
+        Command("labels", audit, figures(("inspect_data.json", "labels.json"), suspects)),
+    ]
     for seed in range(3):
         noise = f"--label-noise cat:0.2 truck:0.1 --label-noise-seed {seed}"
         fixes = f"--label-fixes ../noise-{seed}/data/label_suspects.csv --accept-above 0.5"
         noisy, fixed = f"noise-{seed}", f"noise-{seed}-fixed"
         commands += [
-            (noisy, f"inspect_data.py --audit-labels {noise}"),
-            (noisy, f"{trained} {noise}"),
-            (fixed, f"{trained} {noise} {fixes}"),
+            Command(noisy, f"{audit} {noise}", figures(("inspect_data.json", f"{noisy}.json"))),
+            Command(noisy, f"{trained} {noise}", compared(noisy)),
+            Command(fixed, f"{trained} {noise} {fixes}", compared(fixed)),
         ]
-        published += figures_of(
-            noisy,
-            ("inspect_data.json", f"{noisy}.json"),
-            ("train_comparison.json", f"{noisy}_trained.json"),
-        )
-        published += figures_of(fixed, ("train_comparison.json", f"{fixed}_trained.json"))
-    return Stage("wrong labels: those there are, and planted ones", commands, published, 3)
+    return Stage("wrong labels: those there are, and planted ones", commands, quick=3)
 
 
 def robust_stage():
     """Return the stage of adversarial training, with each loss, three seeds."""
-    commands, published = [], []
+    commands = []
     for name in ("robust", *ROBUST_VARIANTS):
+        train = f"train.py {name} --seeds 3 --test-counts full"
         checkpoints = " ".join(f"models/{name}{seed}.pt" for seed in ("", "-seed1", "-seed2"))
+        attacked = figures((f"adversarial_{name}.json", f"attacked_{name}.json"))
         commands += [
-            ("three", f"train.py {name} --seeds 3 --test-counts full"),
-            ("three", f"adversarial.py {checkpoints} {ROBUST_ATTACKS}"),
+            Command("three", train, network(name) if name == "robust" else ()),
+            Command("three", f"adversarial.py {checkpoints} {ROBUST_ATTACKS}", attacked),
         ]
-        published += figures_of("three", (f"adversarial_{name}.json", f"attacked_{name}.json"))
-    published += [
-        (f"three/models/robust.{end}", f"models/robust.{end}") for end in ("pt", "json")
-    ]
-    return Stage("adversarial training, each loss against imbalance", commands, published, 2)
+    return Stage("adversarial training, each loss against imbalance", commands, quick=2)
 
 
 STAGES = {
     "data": Stage(
         "what is in the images",
-        [("three", "inspect_data.py")],
-        figures_of(
-            "three",
-            "inspect_data.json",
-            "inspect_data_counts.png",
-            "inspect_data_samples.png",
-            "inspect_data_duplicates.png",
-        ),
+        [
+            Command(
+                "three",
+                "inspect_data.py",
+                figures(
+                    "inspect_data.json",
+                    "inspect_data_counts.png",
+                    "inspect_data_samples.png",
+                    "inspect_data_duplicates.png",
+                ),
+            )
+        ],
     ),
     "best": Stage(
         "the baseline and best",
         [
-            ("three", "train.py baseline --threads 1"),
-            ("three", "train.py best --seeds 5 --test-counts full"),
-            ("three", "evaluate.py models/baseline.pt models/best.pt"),
-        ],
-        figures_of(
-            "three",
-            "evaluate.json",
-            "evaluate_baseline.json",
-            "evaluate_best.json",
-            "evaluate_confusions.png",
-            "evaluate_best_errors.png",
-            "evaluate_best_precision_recall.png",
-            ("train_comparison.json", "best.json"),
-        )
-        + [
-            (f"three/models/{name}.{end}", f"models/{name}.{end}")
-            for name in ("baseline", "best")
-            for end in ("pt", "json")
+            Command("three", "train.py baseline --threads 1", network("baseline")),
+            Command(
+                "three",
+                "train.py best --seeds 5 --test-counts full",
+                [*network("best"), *figures(("train_comparison.json", "best.json"))],
+            ),
+            Command(
+                "three",
+                "evaluate.py models/baseline.pt models/best.pt",
+                figures(
+                    "evaluate_baseline.json",
+                    "evaluate_best.json",
+                    "evaluate_confusions.png",
+                    "evaluate_best_errors.png",
+                    "evaluate_best_precision_recall.png",
+                ),
+            ),
         ],
     ),
     "best-long-tail": Stage(
         "best on CIFAR-10-LT, ratio 100, two seeds",
-        [("long-tail", f"train.py best {LONG_TAIL} --seeds 2")],
-        figures_of("long-tail", ("train_comparison.json", "best_long-tail.json")),
+        [
+            Command(
+                "long-tail",
+                f"train.py best {LONG_TAIL} --seeds 2",
+                figures(("train_comparison.json", "best_long-tail.json")),
+            )
+        ],
     ),
     "labels": labels_stage(),
     "exercise": Stage(
         "recipes of the reports and of the field, at the reports' settings",
         [
-            ("three", f"train.py {EXERCISE} --seeds 5 --test-counts full"),
-            ("three", f"benchmarks/small_test.py {EXERCISE} --seeds 5"),
+            Command(
+                "three",
+                f"train.py {EXERCISE} --seeds 5 --test-counts full",
+                table("train_comparison", "exercise"),
+            ),
+            Command(
+                "three",
+                f"benchmarks/small_test.py {EXERCISE} --seeds 5",
+                figures("small_test.json"),
+            ),
         ],
-        compared("three", "exercise") + figures_of("three", "small_test.json"),
     ),
     "race": Stage(
         "a fair comparison of the remedies, on the three classes",
-        [("three", "train.py race")],
-        figures_of("three", *(f"race_3-classes.{end}" for end in ("md", "json", "png"))),
+        [Command("three", "train.py race", table("race_3-classes"))],
     ),
     "race-long-tail": Stage(
         "the same on CIFAR-10-LT, ratio 100, two seeds",
-        [("long-tail", f"train.py race {LONG_TAIL} --seeds 2")],
-        figures_of("long-tail", *(f"race_10-classes.{end}" for end in ("md", "json", "png"))),
+        [
+            Command(
+                "long-tail",
+                f"train.py race {LONG_TAIL} --seeds 2",
+                table("race_10-classes"),
+            )
+        ],
     ),
     "ablation": Stage(
         "what each part of best is worth",
-        [("three", "benchmarks/ablation.py")],
         [
-            (f"three/benchmarks/ablation.{end}", f"figures/results/ablation.{end}")
-            for end in ("md", "json", "png")
+            Command(
+                "three",
+                "benchmarks/ablation.py",
+                [
+                    (f"benchmarks/ablation.{end}", f"figures/results/ablation.{end}")
+                    for end in ("md", "json", "png")
+                ],
+            )
         ],
     ),
     "rates": Stage(
         "what the learning rate does",
         [
-            ("three", "lr_sweep.py"),
-            ("three", "lr_sweep.py --range-test"),
+            Command(
+                "three",
+                "lr_sweep.py",
+                figures(
+                    "lr_sweep_original.json",
+                    "lr_sweep_original_loss.png",
+                    "lr_sweep_original_validation.png",
+                ),
+            ),
+            Command(
+                "three",
+                "lr_sweep.py --range-test",
+                figures("lr_sweep_original_range_test.png"),
+            ),
         ],
-        figures_of(
-            "three",
-            "lr_sweep_original.json",
-            "lr_sweep_original_loss.png",
-            "lr_sweep_original_validation.png",
-            "lr_sweep_original_range_test.json",
-            "lr_sweep_original_range_test.png",
-        ),
     ),
     "robust": robust_stage(),
     "attacks": Stage(
         "how networks stand attacks",
         [
-            ("three", "train.py original best robust --seeds 3 --test-counts full"),
-            ("three", "adversarial.py models/best.pt models/robust.pt models/original.pt"),
+            Command("three", "train.py original best robust --seeds 3 --test-counts full"),
+            Command(
+                "three",
+                "adversarial.py models/best.pt models/robust.pt models/original.pt",
+                figures(
+                    "adversarial_best.json",
+                    *(f"adversarial_best_{kind}.png" for kind in ATTACK_FIGURES),
+                ),
+            ),
         ],
-        figures_of(
-            "three",
-            "adversarial_best.json",
-            *(f"adversarial_best_{kind}.png" for kind in ATTACK_FIGURES),
-        ),
     ),
-    # Its results lie in benchmarks/, with those of other kinds of processor.
     "speed": Stage(
-        "how long it takes beside the reports' loop", [("three", SPEED)], [], quick=0
+        "how long it takes beside the reports' loop", [Command("speed", SPEED)], quick=0
     ),
 }
 
@@ -230,20 +264,15 @@ def main(args):
     for name in names:
         if name not in STAGES:
             raise InputError(f"{name}: no stage; take {', '.join(STAGES)}")
-    folder = args.output_dir or ROOT / ("reproduce-quick" if args.quick else "reproduce")
-    root = folder if args.quick else ROOT  # where the pages and what they show go
+    output = args.output_dir or ROOT / ("reproduce-quick" if args.quick else "reproduce")
+    root = output if args.quick else ROOT  # where the page and what it shows go
     if not args.quick:
         require_photographs()
     for name in names:
         stage = STAGES[name]
         print(f"== {name}: {stage.about} ==", flush=True)
-        for where, command in stage.commands[: stage.quick if args.quick else None]:
-            run(command, folder / where, folder / "logs", args.quick)
-        for file, path in stage.published:
-            if args.quick and not (folder / file).exists():
-                continue  # a handful of images has no duplicates to show, for example
-            with atomic_write(root / path) as temporary:
-                shutil.copyfile(folder / file, temporary)
+        for command in stage.commands[: stage.quick if args.quick else None]:
+            run(command, output, root, args.quick)
     for path in publish.write_pages(root):
         print(f"saved {options.display_path(path)}")
 
@@ -259,31 +288,33 @@ def require_photographs():
         )
 
 
-def run(command, folder, logs, quick):
-    """Run a command in its folder, unless this code has run it there to its end.
+def run(command, output, root, quick):
+    """Run a command and publish its results, unless this code has done so before.
 
-    Its report is shown, and kept in `logs`. Raises InputError if it fails.
+    Its report is shown, and kept in the folder logs of the output. Raises InputError if it
+    fails.
     """
-    words = shlex.split(command)
+    words = shlex.split(command.line)
     if quick:
-        words = shlex.split(command.replace(LONG_TAIL, "--classes all"))
-        words.append("--dry-run")
+        words = [*shlex.split(command.line.replace(LONG_TAIL, "--classes all")), "--dry-run"]
         if "--seeds" in words and int(words[words.index("--seeds") + 1]) > MOST_QUICK_SEEDS:
             words[words.index("--seeds") + 1] = "1"
     code = (ROOT / words[0]).read_text(encoding="utf-8"), code_digest()
-    identity = hashlib.sha256(repr((folder.name, words, *code)).encode()).hexdigest()
-    log = logs / f"{folder.name}-{Path(words[0]).stem}-{identity[:12]}.txt"
-    print(f"\n{folder.name}/ $ {shlex.join(words)}", flush=True)
+    identity = hashlib.sha256(repr((command.folder, words, *code)).encode()).hexdigest()
+    log = output / "logs" / f"{command.folder}-{Path(words[0]).stem}-{identity[:12]}.txt"
+    print(f"\n{command.folder}/ $ {shlex.join(words)}", flush=True)
     if log.exists():
         print(f"(done before: {options.display_path(log)})")
         return
+    folder = output / command.folder
     folder.mkdir(parents=True, exist_ok=True)
     environment = dict(os.environ)
     if environment.get("CIFAR10_DIR"):
         environment["CIFAR10_DIR"] = os.path.abspath(environment["CIFAR10_DIR"])
+    where = [] if command.line == SPEED else ["--output-dir", "."]
     lines = []
     with subprocess.Popen(
-        [sys.executable, ROOT / words[0], *words[1:], *([] if command == SPEED else OUTPUT)],
+        [sys.executable, ROOT / words[0], *words[1:], *where],
         cwd=folder, env=environment, stdout=subprocess.PIPE, text=True, encoding="utf-8",
     ) as process:  # fmt: skip
         for line in process.stdout:
@@ -294,7 +325,12 @@ def run(command, folder, logs, quick):
             f"{words[0]} ended with exit code {process.returncode}; mend what it says, and the"
             " same command goes on from there"
         )
-    write_text(log, "".join(lines))
+    for file, path in command.published:
+        if quick and not (folder / file).exists():
+            continue  # a handful of images has no duplicates to show, for example
+        with atomic_write(root / path) as temporary:
+            shutil.copyfile(folder / file, temporary)
+    write_text(log, "".join(lines))  # last: a command without it counts for nothing
 
 
 class StageList(argparse.Action):
@@ -303,10 +339,10 @@ class StageList(argparse.Action):
     def __call__(self, parser, *_):
         for name, stage in STAGES.items():
             print(f"{name}: {stage.about}")
-            for folder, command in stage.commands:
-                line = f"  {folder}/ $ {command}"
+            for folder, line, _ in stage.commands:
+                text = f"  {folder}/ $ {line}"
                 print(
-                    textwrap.fill(line, 80, subsequent_indent="      ", break_on_hyphens=False)
+                    textwrap.fill(text, 80, subsequent_indent="      ", break_on_hyphens=False)
                 )
         parser.exit()
 

@@ -8,7 +8,6 @@ attacks/       from images to adversarial images, and how a network stands them
 dataset/       THE LOADER: from a source of images to one split in memory
 networks/      THE CNN: simple_cnn.py, resnet9.py, their heads, checkpoints
 metrics/       THE METRICS: from predictions to a report with intervals
-pages.py       HTML pages: templates, and pictures inside them
 files.py       the root folder, atomic writing, tables, result records
 terminal.py    what a script writes to the terminal, and how it ends
 errors.py      errors that a script reports in one line

@@ -36,11 +36,12 @@ def run(folder, *stages, quick=True):
 
 
 def test_what_failed_is_done_again_and_what_ended_is_not(offline, monkeypatch, tmp_path, capfd):
-    commands = [("here", EVALUATE), ("here", f"{EVALUATE} ../again.pt")]
-    published = reproduce.figures_of("here", ("evaluate_baseline.json", "one.json"))
-    monkeypatch.setattr(
-        reproduce, "STAGES", {"one": reproduce.Stage("a stage", commands, published)}
-    )
+    published = reproduce.figures(("evaluate_baseline.json", "one.json"))
+    commands = [
+        reproduce.Command("here", EVALUATE, published),
+        reproduce.Command("here", f"{EVALUATE} ../again.pt"),
+    ]
+    monkeypatch.setattr(reproduce, "STAGES", {"one": reproduce.Stage("a stage", commands)})
     with pytest.raises(InputError, match=r"evaluate\.py ended with exit code 2"):
         run(tmp_path)
     out, err = capfd.readouterr()
@@ -60,6 +61,22 @@ def test_what_failed_is_done_again_and_what_ended_is_not(offline, monkeypatch, t
     monkeypatch.setattr(reproduce, "code_digest", lambda: "other")
     run(tmp_path)
     assert "(done before" not in capfd.readouterr().out
+
+
+def test_results_of_the_same_name_are_published_each_for_its_own_command(
+    offline, monkeypatch, tmp_path
+):
+    stages = {
+        name: reproduce.Stage("", [reproduce.Command("here", line, reproduce.figures(
+            ("evaluate_baseline.json", f"{name}.json")))])
+        for name, line in (("one", EVALUATE), ("two", f"{EVALUATE} --prior 1 2 3"))
+    }  # fmt: skip
+    monkeypatch.setattr(reproduce, "STAGES", stages)
+    for _ in range(2):  # the second time nothing is run
+        run(tmp_path)
+        for name, prior in (("one", None), ("two", [1, 2, 3])):
+            record = json.loads((tmp_path / f"figures/results/{name}.json").read_text())
+            assert record["prior"] == prior
 
 
 def test_drawings_are_no_results(offline, tmp_path, capfd):
@@ -84,11 +101,20 @@ def test_the_pages_are_those_that_the_results_make():
             f"{path} differs from what its template and figures/results/ make; run"
             " benchmarks/publish.py"
         )
-    assert len(README.splitlines()) <= 200
+
+
+def test_the_readmes_template_makes_a_short_page(tmp_path):
+    for root in (ROOT, tmp_path):  # with the results that there are, and with none
+        assert len(publish.render("README.md", root).splitlines()) <= 200
 
 
 def test_every_figure_of_the_pages_is_published_by_a_stage():
-    published = {path for stage in reproduce.STAGES.values() for _, path in stage.published}
+    published = {
+        path
+        for stage in reproduce.STAGES.values()
+        for command in stage.commands
+        for _, path in command.published
+    }
     for template in publish.TEMPLATES.iterdir():
         text = template.read_text(encoding="utf-8")
         shown = re.findall(r"results/([^)]+\.png)|figure\(\"([^\"]+)\"", text)

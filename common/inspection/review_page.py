@@ -12,7 +12,7 @@ from PIL import Image
 from common.dataset.label_fixes import COLUMNS, Suspect, as_rows
 from common.files import write_text
 from common.inspection.label_audit import CAUTION
-from common.pages import png_uri, render
+from common.inspection.pages import png_uri, render
 
 PICTURE = 128  # pixels at which the page shows a suspect; larger ones would only fill it
 

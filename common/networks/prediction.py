@@ -40,9 +40,9 @@ def predict(
 def predict_shifted(network: nn.Module, images: torch.Tensor) -> torch.Tensor:
     """Return logits (N, classes): half those of the images, half the mean of four shifts.
 
-    The images are shifted by one pixel along each diagonal, with the border reflected. With
-    a network that averages with the mirror image, these are the ten views of Jordan 2024
-    (airbench). images: as `predict` takes them.
+    The images are shifted by one pixel along each diagonal, both ways, with the border
+    reflected. (Jordan's airbench, 2024, has the same weights for two of these shifts.)
+    images: as `predict` takes them.
     """
     size, blocks = images.shape[-1], []
     for block in images.split(MOST_IMAGES):

@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from common.errors import InputError
 from common.files import load_result, require_regular, write_text
-from common.pages import png_uri, render
+from common.inspection.pages import png_uri, render
 from common.reporting.page_stages import STAGES, Stage
 from common.reporting.page_tables import Record, Table
 from common.terminal import printable

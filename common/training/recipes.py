@@ -56,6 +56,9 @@ REPORT_B = {
         step_epochs=20,
     ),
 }
+# Cao et al. 2019.
+LDAM = {"loss": "ldam", "classifier": "cosine"}
+LDAM_DRW = LDAM | {"class_weights": "effective-number", "reweight_from": 0.8}
 # One remedy of the field at a time, on the reports' own network and training.
 FIELD = {
     "square-root-sampler": replace(ORIGINAL, sampler="square-root"),
@@ -63,14 +66,8 @@ FIELD = {
     "effective-number": replace(ORIGINAL, class_weights="effective-number"),
     "deferred-weights": replace(ORIGINAL, class_weights="effective-number", reweight_from=0.8),
     "focal": replace(ORIGINAL, loss="focal"),
-    "ldam": replace(ORIGINAL, loss="ldam", classifier="cosine"),
-    "ldam-drw": replace(
-        ORIGINAL,
-        loss="ldam",
-        classifier="cosine",
-        class_weights="effective-number",
-        reweight_from=0.8,
-    ),
+    "ldam": replace(ORIGINAL, **LDAM),
+    "ldam-drw": replace(ORIGINAL, **LDAM_DRW),
     "balanced-softmax": replace(ORIGINAL, loss="balanced-softmax"),
     "logit-adjusted": replace(ORIGINAL, loss="logit-adjusted"),
     "post-hoc": replace(ORIGINAL, post_hoc="logit-adjustment"),
@@ -110,13 +107,7 @@ ROBUST_VARIANTS = {
     "robust-cross-entropy": replace(ROBUST, loss="cross-entropy"),
     "robust-weights": replace(ROBUST, loss="cross-entropy", class_weights="inverse"),
     "robust-focal": replace(ROBUST, loss="focal"),
-    "robust-ldam-drw": replace(
-        ROBUST,
-        loss="ldam",
-        classifier="cosine",
-        class_weights="effective-number",
-        reweight_from=0.8,
-    ),
+    "robust-ldam-drw": replace(ROBUST, **LDAM_DRW),
     "robust-vs": replace(ROBUST, loss="vs"),
     "robust-trades": replace(ROBUST, trades=6.0),
 }
@@ -162,7 +153,6 @@ class Remedy(NamedTuple):
 
 
 WEIGHT_DECAY = ("weight_decay", (5e-4, 2e-3))
-LDAM = replace(RESNET, loss="ldam", classifier="cosine")
 EFFECTIVE_NUMBER = replace(RESNET, class_weights="effective-number")
 # The race (`train.py race`): one network, each remedy of the field alone, at the same number of
 # points: these learning rates times the values of its own hyper-parameter.
@@ -177,12 +167,8 @@ RACE = {
     "square-root-sampler": Remedy(replace(RESNET, sampler="square-root"), *WEIGHT_DECAY),
     "progressive-sampler": Remedy(replace(RESNET, sampler="progressive"), *WEIGHT_DECAY),
     "focal": Remedy(replace(RESNET, loss="focal"), "focal_gamma", (1.0, 2.0)),
-    "ldam": Remedy(LDAM, "margin", (0.3, 0.5)),
-    "ldam-drw": Remedy(
-        replace(LDAM, class_weights="effective-number", reweight_from=0.8),
-        "margin",
-        (0.3, 0.5),
-    ),
+    "ldam": Remedy(replace(RESNET, **LDAM), "margin", (0.3, 0.5)),
+    "ldam-drw": Remedy(replace(RESNET, **LDAM_DRW), "margin", (0.3, 0.5)),
     "balanced-softmax": Remedy(replace(RESNET, loss="balanced-softmax"), *WEIGHT_DECAY),
     "logit-adjusted": Remedy(replace(RESNET, loss="logit-adjusted"), "tau", (0.75, 1.5)),
     "vs": Remedy(replace(RESNET, loss="vs", tau=1.25), "vs_gamma", (0.05, 0.15)),

@@ -188,7 +188,9 @@ def train_all(
         if fresh:
             _remove_state(run, folder)
         conditions = settings | facts[run.recipe]
-        result = None if fresh else _load_finished_run(run, split, folder, conditions)
+        result = None
+        if not fresh:
+            result = _load_finished_run(run, split, folder, conditions, save_networks)
         if result is None:
             missing.append(run)
         else:
@@ -246,9 +248,12 @@ def measured(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def _load_finished_run(
-    run: Run, split: Split, folder: Path, settings: dict[str, Any]
+    run: Run, split: Split, folder: Path, settings: dict[str, Any], with_network: bool
 ) -> dict[str, Any] | None:
-    """Return the saved result of this very run, None if it has none."""
+    """Return the saved result of this very run, None if it has none.
+
+    with_network: whether a result that was saved without its network counts for nothing.
+    """
     path = folder / f"{run.file}.json"
     result = files.load_result(path)
     if result is None or not equals_saved(run.recipe, result.get("recipe")):
@@ -256,7 +261,10 @@ def _load_finished_run(
     wanted = _circumstances(run, split, settings)
     same_data = describes(result.get("data"), split)
     same = {key: result.get(key) for key in wanted} | {"data": wanted["data"]} == wanted
-    whole = files.sha256(path.with_suffix(".pt")) == result.get("checkpoint_sha256")
+    digest = result.get("checkpoint_sha256")
+    whole = files.sha256(path.with_suffix(".pt")) == digest
+    if with_network and digest is None and result["diverged"] is None:
+        return None
     if not (same_data and same and whole):
         return None
     lacks_predictions = len(split.test.labels) and "test_predictions" not in result

@@ -80,6 +80,21 @@ def test_a_finished_run_is_not_trained_again(train, trained, tmp_path):
     assert trained == ["tiny"]
 
 
+def test_a_result_without_its_network_is_enough_only_for_the_race(train, trained, tmp_path):
+    first = train(run(), save_networks=False)["tiny"]
+    checkpoint = tmp_path / "models/tiny.pt"
+    assert not checkpoint.exists()
+    again = train(run(), save_networks=False)["tiny"]
+    assert trained == []
+    assert again["test_predictions"] == first["test_predictions"]
+    train(run())
+    assert trained == ["tiny"]
+    assert checkpoint.exists()
+    train(run(), save_networks=False)  # with its network it is finished all the more
+    assert trained == []
+    assert checkpoint.exists()
+
+
 @pytest.mark.parametrize("changes", [{}, {"flip_average": True}, {"post_hoc": "crt"}])
 def test_a_run_of_an_earlier_version_gets_the_predictions_of_its_checkpoint(
     train, trained, tmp_path, split, changes
