@@ -6,8 +6,8 @@
 Prints for each checkpoint what both reports print, how good its probabilities are, and a
 reading in words, with 95% intervals; for several checkpoints their paired differences too.
 Saves figures/evaluate_NAME_*.png, every prediction in figures/evaluate_NAME_predictions.csv and
-every printed number in figures/evaluate_NAME.json; of comparisons figures/evaluate.json and, of
-up to four networks, figures/evaluate_confusions.png.
+every printed number in figures/evaluate_NAME.json. Several checkpoints also give
+figures/evaluate.json and, up to four of them, figures/evaluate_confusions.png.
 With --predict, what the network says of image files: figures/predict_NAME.csv.
 """
 

@@ -81,7 +81,7 @@ def _at(record, path):
     return record
 
 
-# What templates call, with the folder of the results left out.
+# Templates call the following functions without their first argument, the results' folder.
 
 
 def value(folder, name, path):

@@ -34,7 +34,7 @@ from common.training.recipes import FIELD, REPORT_A, REPORT_B, ROBUST_VARIANTS
 MODERN = ("resnet9", "resnet9-logit-adjusted", "best", "robust")
 EXERCISE = " ".join([*REPORT_A, *REPORT_B, *FIELD, *MODERN])
 LONG_TAIL = "--classes all --train-counts exp:100"
-# Few images of what is not in the table, which several networks have no use for.
+# The table shows PGD and the ensemble; of the other attacks adversarial.py makes little here.
 ROBUST_ATTACKS = (
     "--test-counts full --epsilons 0 4 --ensemble-epsilons 4 --images 3 --noise-steps 5"
     " --universal-steps 2"

@@ -1,8 +1,9 @@
-"""What a script finds without --data: nothing to add, or --data synthetic if it must go on.
+"""Print the option with which scripts find images: none, or --data synthetic.
 
     python -m common.dataset.default_source
 
-For `make run`: where CIFAR-10 can't be downloaded, one loud line says so, not one a script.
+`make run` asks once for all of its scripts, so that a loud line about a missing network comes
+once.
 """
 
 import os

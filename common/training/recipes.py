@@ -102,7 +102,8 @@ ROBUST = replace(
     adversarial=4.0,
     adversarial_steps=2,
 )
-# The losses against imbalance, and TRADES (Zhang et al. 2019), in place of its own.
+# These replace the loss of `robust`: by losses against imbalance, and by that of TRADES (Zhang
+# et al. 2019).
 ROBUST_VARIANTS = {
     "robust-cross-entropy": replace(ROBUST, loss="cross-entropy"),
     "robust-weights": replace(ROBUST, loss="cross-entropy", class_weights="inverse"),
