@@ -95,7 +95,7 @@ def recall_curves(
                     label=f"{shorten(classes[k])} ({len(of_class)})",
                 )  # fmt: skip
                 median, (low, high) = median_with_interval(of_class)
-                height = 0.5 + 0.025 * (1 - drawn)  # so that the bars don't cover each other
+                height = 0.5 + 0.06 * (1 - drawn)  # so that the bars don't cover each other
                 axes.plot([low, min(high, 2 * most)], 2 * [height], color=colour(k), alpha=0.7)
                 axes.plot(median, height, "o", color=colour(k), markersize=5)
         axes.axhline(0.5, color="0.6", linewidth=0.8, linestyle=":")
