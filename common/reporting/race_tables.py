@@ -141,9 +141,10 @@ def notes(split: Split, selection: Split, passes: int) -> list[str]:
         f"The settings of each remedy were chosen on {validation:,} of the {train:,} train"
         " images, a stratified part: at each point of its grid one network (seed 0) was trained"
         " on the others, and the one with the best balanced accuracy won, of equals the first."
-        " (The G-mean can't rank networks that miss a class: it is 0 for each of them.) Test"
-        " images played no part. For the table each remedy was trained again, on all train"
-        " images.",
+        " (The G-mean can't rank networks that miss a class: it is 0 for each of them.) A"
+        " remedy without a parameter of its own chooses between two weight decays, of which the"
+        " others have the larger one. Test images played no part. For the table each remedy was"
+        " trained again, on all train images.",
         f"Every run has the same budget: it draws {passes} times as many examples as there are"
         " train images. An epoch of over-sampled images is longer, so there are fewer of them,"
         " and of under-sampled ones there are more. The second stage of crt and mislas is part"
