@@ -24,7 +24,7 @@ test: lint
 bench: .venv/run.stamp
 	$(BIN)/python benchmarks/run.py
 
-reproduce: .venv/run.stamp
+reproduce: .venv/test.stamp
 	$(BIN)/python benchmarks/reproduce.py $(STAGES) $(if $(QUICK),--quick)
 
 mutants: .venv/test.stamp

@@ -162,6 +162,27 @@ def radius(folder, name, network, class_name):
     return f"{row['median']:.1f} [{row['interval'][0]:.1f}, {row['interval'][1]:.1f}]"
 
 
+def peers(folder, name, network):
+    """Return what attacks of several libraries leave of a network, as a table."""
+    record = _read(folder, name)
+    tables = record["networks"][network]
+    rows = [row for comparison in ("pgd", "ensemble") for row in tables[comparison]]
+    libraries = [key for key in rows[0] if f"{key}, s" in rows[0]]
+    cells = [
+        [
+            row["attack"],
+            row["epsilon"],
+            *(
+                f"{row[by]:.3f}, {row[f'{by}, s']:.1f} s" if by in row else ""
+                for by in libraries
+            ),
+        ]
+        for row in rows
+    ]
+    first = f"`{network}`, {record['images']} images"
+    return markdown_table([first, "epsilon", *libraries], cells)
+
+
 def comparison(folder, name, *metrics):
     """Return a comparison as a table, the highest mean of the first metric first."""
     rows = _read(folder, name)["comparison"]["summaries"]
@@ -209,7 +230,7 @@ def made(folder, name):
     data, versions = record["data"], record["versions"]
     tested = f"{sum(data['test_counts']):,} test images of {data['source']}"
     seeds = record.get("comparison", {}).get("seeds", 1)
-    networks = len(record.get("curves", ()))
+    networks = len(record.get("curves") or record.get("networks", ()))
     runs = f"{networks} networks" if networks else f"{seeds} seed{'s' if seeds > 1 else ''}"
     command = record["command"].removesuffix(" --output-dir .")  # where reproduce.py wants it
     return (
@@ -220,7 +241,7 @@ def made(folder, name):
 
 FUNCTIONS = (
     value, percent, score, mean, best_of, images, leaks, audit, ensemble, attacked_mean, radius,
-    comparison, interval, rates, page, figure, made,
+    peers, comparison, interval, rates, page, figure, made,
 )  # fmt: skip
 
 

@@ -268,6 +268,16 @@ STAGES = {
             ),
         ],
     ),
+    "peers": Stage(
+        "the attacks beside those of torchattacks and foolbox",
+        [
+            Command(
+                "three",
+                "benchmarks/attacks.py models/best.pt models/robust.pt --threads 1",
+                figures("attack_peers.json"),
+            )
+        ],
+    ),
     "speed": Stage(
         "how long it takes beside the reports' loop", [Command("speed", SPEED)], quick=0
     ),

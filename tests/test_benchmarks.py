@@ -9,9 +9,10 @@ import pytest
 import torch
 from conftest import EMPTY, is_one_line
 
-from benchmarks import reference, sections
+from benchmarks import publish, reference, sections
 from common.dataset.load import load
 from common.dataset.split import LabelledImages
+from common.files import ROOT
 from common.networks.build import build
 from common.training import fit as fit_module
 from common.training.recipes import ORIGINAL, RESNET
@@ -180,3 +181,36 @@ def test_the_ablation_trains_best_without_each_part(in_process, tmp_path):
         changed = [field for field in recipe if recipe[field] != best[field]]
         assert len(changed) == 1, name
         assert f"| `{name}` " in (tmp_path / "benchmarks/ablation.md").read_text()
+
+
+def test_attacks_are_compared_on_the_same_images(in_process, tmp_path):
+    pytest.importorskip("torchattacks", reason="compares with torchattacks")
+    pytest.importorskip("foolbox", reason="compares with foolbox")
+    network = ROOT / "models/best.pt"
+    done = in_process("benchmarks/attacks.py", network, "--images", 7, *SMALL, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    record = json.loads((tmp_path / "figures/attack_peers.json").read_text())
+    tables = record["networks"]["best"]
+    assert [row["epsilon"] for row in tables["pgd"]] == [f"{e}/255" for e in (1, 2, 4, 8)]
+    for row in tables["pgd"]:
+        for library in ("ours", "torchattacks", "foolbox"):
+            assert 0 <= row[library] <= 1
+            assert 7 * row[library] == pytest.approx(round(7 * row[library]))
+            assert row[f"{library}, s"] > 0
+    for epsilon in ("2/255", "4/255", "8/255"):
+        *each, total = (row for row in tables["ensemble"] if row["epsilon"] == epsilon)
+        assert total["attack"] == "all"
+        # Of three classes torchattacks has no targeted APGD.
+        assert [row["attack"] for row in each if "torchattacks" not in row] == [
+            "APGD, each target"
+        ]
+        for library in ("ours", "torchattacks"):
+            assert total[library] <= min(row[library] for row in each if library in row)
+        seconds = sum(row.get("torchattacks, s", 0) for row in each)
+        assert total["torchattacks, s"] == pytest.approx(seconds)
+    assert [row["noise"] for row in tables["noise"]] == ["ours", "foolbox"]
+    results = tmp_path / "figures"
+    table = publish.peers(results, "attack_peers", "best").splitlines()
+    assert len(table) == 2 + 4 + 3 * 6
+    assert "| all " in table[-1]
