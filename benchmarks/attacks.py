@@ -53,7 +53,7 @@ def main(args):
     saved = save_result(
         folder / "figures" / "attack_peers.json",
         data=split.record(), seed=0, device=str(device), seconds=time.perf_counter() - start,
-        threads=torch.get_num_threads(), images=args.images, networks=networks,
+        threads=torch.get_num_threads(), images=len(x), networks=networks,
     )  # fmt: skip
     options.print_saved(saved)
 
