@@ -47,9 +47,11 @@ def main(args):
         x, y, targets = images_to_attack(network, test, args.images)
         tables = networks[path.stem] = {}
         for name in args.only:
-            print(f"\n{options.display_path(path)}: {name}, {len(x)} images\n", flush=True)
-            tables[name] = COMPARISONS[name](network, x, y, targets, args.dry_run)
-            print(text_of(tables[name]), flush=True)
+            print(f"\n{options.display_path(path)}: {name}, {len(x)} images", flush=True)
+            tables[name] = []
+            for row in COMPARISONS[name](network, x, y, targets, args.dry_run):
+                tables[name].append(row)
+                print(text_of(row), flush=True)
     saved = save_result(
         folder / "figures" / "attack_peers.json",
         data=split.record(), seed=0, device=str(device), seconds=time.perf_counter() - start,
@@ -70,19 +72,17 @@ def images_to_attack(network, test, n):
     return test.images[at], test.labels[at], targets[at]
 
 
-def text_of(rows):
-    """Return the rows of a comparison as a table for the screen."""
+def text_of(row):
+    """Return a row of a comparison as a title, and under it a table with a line each."""
     from common.reporting.tables import text_table
 
-    names = list(rows[0])
-    headers = [name.rpartition(", ")[2] for name in names]  # "s" for "torchattacks, s"
-    return text_table(headers, [[_cell(row.get(name)) for name in names] for row in rows])
-
-
-def _cell(value):
-    if value is None:
-        return ""
-    return value if isinstance(value, str) else f"{value:.3f}"
+    columns = {name: values for name, values in row.items() if isinstance(values, dict)}
+    title = " at ".join(value for value in row.values() if isinstance(value, str))
+    lines = [
+        [whose, *(f"{values[whose]:.3f}" for values in columns.values())]
+        for whose in columns["seconds"]
+    ]
+    return text_table([title, *columns], lines)
 
 
 def timed(run):
@@ -92,18 +92,17 @@ def timed(run):
     return found, time.perf_counter() - start
 
 
-def row(attack, epsilon, network, labels, attacks):
-    """Return a row, and the images of each attack by whose it is.
+def compare(attack, epsilon, network, labels, attacks):
+    """Return a row: what accuracy is left, and the seconds; and the images, by whose they are.
 
-    attacks: functions that return adversarial images, by whose they are. The row has the
-    accuracy that each leaves, and its seconds.
+    attacks: functions that return adversarial images, by whose they are.
     """
-    values, found = {"attack": attack, "epsilon": f"{epsilon}/255"}, {}
+    found, left, seconds = {}, {}, {}
     for whose, run in attacks.items():
-        found[whose], seconds = timed(run)
-        left = standing(network, found[whose], labels).float().mean().item()
-        values |= {whose: left, f"{whose}, s": seconds}
-    return values, found
+        found[whose], seconds[whose] = timed(run)
+        left[whose] = standing(network, found[whose], labels).float().mean().item()
+    row = {"attack": attack, "epsilon": f"{epsilon}/255", "left": left, "seconds": seconds}
+    return row, found
 
 
 def standing(network, images, labels):
@@ -119,7 +118,7 @@ def pgd(network, x, y, targets, dry_run):
 
     from common.attacks.pgd import pgd as our_pgd
 
-    steps, rows = DRY_STEPS if dry_run else PGD_STEPS, []
+    steps = DRY_STEPS if dry_run else PGD_STEPS
     for epsilon in PGD_EPSILONS:
         size = epsilon / 255
         torch.manual_seed(0)
@@ -131,8 +130,7 @@ def pgd(network, x, y, targets, dry_run):
             "torchattacks": partial(theirs, x, y),
             "foolbox": foolbox_pgd(network, x, y, size, steps),
         }
-        rows.append(row("PGD", epsilon, network, y, attacks)[0])
-    return rows
+        yield compare("PGD", epsilon, network, y, attacks)[0]
 
 
 def foolbox_pgd(network, x, y, epsilon, steps):
@@ -155,7 +153,6 @@ def ensemble(network, x, y, targets, dry_run):
     budget = Budget(DRY_STEPS, DRY_STEPS) if dry_run else Budget(STEPS, QUERIES)
     peers = peers_of_the_ensemble(network, classes, budget)
     plain = x.contiguous()  # FAB takes no other layout, and the network makes its own anyway
-    rows = []
     for epsilon in ENSEMBLE_EPSILONS:
         size = epsilon / 255
 
@@ -180,15 +177,15 @@ def ensemble(network, x, y, targets, dry_run):
             attacks = {"ours": run}
             if name in peers:
                 attacks["torchattacks"] = partial(peers[name](eps=size), plain, y)
-            values, found = row(name, epsilon, network, y, attacks)
-            rows.append(values)
+            row, found = compare(name, epsilon, network, y, attacks)
+            yield row
             if name in peers:
                 withstand &= standing(network, found["torchattacks"], y)
-                seconds += values["torchattacks, s"]
-        values, _ = row("all", epsilon, network, y, {"ours": whole})
-        left = withstand.float().mean().item()
-        rows.append(values | {"torchattacks": left, "torchattacks, s": seconds})
-    return rows
+                seconds += row["seconds"]["torchattacks"]
+        row, _ = compare("all", epsilon, network, y, {"ours": whole})
+        row["left"]["torchattacks"] = withstand.float().mean().item()
+        row["seconds"]["torchattacks"] = seconds
+        yield row
 
 
 def peers_of_the_ensemble(network, classes, budget):
@@ -231,18 +228,14 @@ def noise(network, x, y, targets, dry_run):
         "ours": partial(minimise, network, x, y, targets=targets, **settings),
         "foolbox": foolbox_noise(network, x, targets, **settings),
     }
-    rows = []
+    row = {"attack": "noise of a small L1 norm", "fooled": {}, "median L1": {}, "seconds": {}}
     for whose, run in attacks.items():
-        images, seconds = timed(run)
+        images, row["seconds"][whose] = timed(run)
         fooled = standing(network, images, targets)
         norms = noise_norms((images - x)[fooled])["L1"]
-        rows.append({
-            "noise": whose,
-            "fooled": fooled.float().mean().item(),
-            "median L1": norms.median().item() if len(norms) else None,
-            "s": seconds,
-        })  # fmt: skip
-    return rows
+        row["fooled"][whose] = fooled.float().mean().item()
+        row["median L1"][whose] = norms.median().item() if len(norms) else 0.0
+    yield row
 
 
 def foolbox_noise(network, x, targets, steps, rounds):

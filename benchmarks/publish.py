@@ -167,16 +167,14 @@ def peers(folder, name, network):
     record = _read(folder, name)
     tables = record["networks"][network]
     rows = [row for comparison in ("pgd", "ensemble") for row in tables[comparison]]
-    libraries = [key for key in rows[0] if f"{key}, s" in rows[0]]
+    libraries = list(rows[0]["left"])
+
+    def cell(row, library):
+        left = row["left"].get(library)
+        return "" if left is None else f"{left:.3f}, {row['seconds'][library]:.1f} s"
+
     cells = [
-        [
-            row["attack"],
-            row["epsilon"],
-            *(
-                f"{row[by]:.3f}, {row[f'{by}, s']:.1f} s" if by in row else ""
-                for by in libraries
-            ),
-        ]
+        [row["attack"], row["epsilon"], *(cell(row, library) for library in libraries)]
         for row in rows
     ]
     first = f"`{network}`, {record['images']} images"

@@ -273,7 +273,8 @@ STAGES = {
         [
             Command(
                 "three",
-                "benchmarks/attacks.py models/best.pt models/robust.pt --threads 1",
+                "benchmarks/attacks.py models/best.pt models/robust.pt --only pgd ensemble"
+                " --threads 1",
                 figures("attack_peers.json"),
             )
         ],

@@ -194,22 +194,24 @@ def test_attacks_are_compared_on_the_same_images(in_process, tmp_path):
     tables = record["networks"]["best"]
     assert [row["epsilon"] for row in tables["pgd"]] == [f"{e}/255" for e in (1, 2, 4, 8)]
     for row in tables["pgd"]:
-        for library in ("ours", "torchattacks", "foolbox"):
-            assert 0 <= row[library] <= 1
-            assert 7 * row[library] == pytest.approx(round(7 * row[library]))
-            assert row[f"{library}, s"] > 0
+        assert list(row["left"]) == list(row["seconds"]) == ["ours", "torchattacks", "foolbox"]
+        for left in row["left"].values():
+            assert 7 * left == pytest.approx(round(7 * left))
+        assert min(row["seconds"].values()) > 0
     for epsilon in ("2/255", "4/255", "8/255"):
         *each, total = (row for row in tables["ensemble"] if row["epsilon"] == epsilon)
         assert total["attack"] == "all"
+        assert len(each) == 5
         # Of three classes torchattacks has no targeted APGD.
-        assert [row["attack"] for row in each if "torchattacks" not in row] == [
-            "APGD, each target"
-        ]
+        without = [row["attack"] for row in each if "torchattacks" not in row["left"]]
+        assert without == ["APGD, each target"]
         for library in ("ours", "torchattacks"):
-            assert total[library] <= min(row[library] for row in each if library in row)
-        seconds = sum(row.get("torchattacks, s", 0) for row in each)
-        assert total["torchattacks, s"] == pytest.approx(seconds)
-    assert [row["noise"] for row in tables["noise"]] == ["ours", "foolbox"]
+            left = [row["left"].get(library, 1) for row in each]
+            assert total["left"][library] <= min(left)
+        seconds = sum(row["seconds"].get("torchattacks", 0) for row in each)
+        assert total["seconds"]["torchattacks"] == pytest.approx(seconds)
+    [noise] = tables["noise"]
+    assert list(noise["fooled"]) == ["ours", "foolbox"]
     results = tmp_path / "figures"
     table = publish.peers(results, "attack_peers", "best").splitlines()
     assert len(table) == 2 + 4 + 3 * 6
