@@ -189,6 +189,19 @@ def test_numbers_are_those_of_their_files(tmp_path):
     expected["made", "c"] = (
         "*`adversarial.py`: 10 test images of photos, 2 networks, PyTorch 2.14, p, today.*"
     )
+    both = {"left": {"ours": 0.5, "theirs": 0.25}, "seconds": {"ours": 1.26, "theirs": 20}}
+    ours = {"left": {"ours": 0}, "seconds": {"ours": 3}}
+    rows = {
+        "pgd": [{"attack": "PGD", "epsilon": "1/255"} | both],
+        "ensemble": [{"attack": "Square", "epsilon": "2/255"} | ours],
+    }
+    (folder / "d.json").write_text(json.dumps({"images": 7, "networks": {"net": rows}}))
+    expected["peers", "d", "net"] = (
+        "| `net`, 7 images | epsilon | ours         | theirs        |\n"
+        "| --------------- | ------- | ------------ | ------------- |\n"
+        "| PGD             | 1/255   | 0.500, 1.3 s | 0.250, 20.0 s |\n"
+        "| Square          | 2/255   | 0.000, 3.0 s |               |"
+    )
     of_seeds = {  # the same mean, of (5/5 + 2/3 + 2/2) / 3 and (4/5 + 3/3 + 1/2) / 3
         attack: publish.attacked_mean(folder, "c", attack, 4, "balanced accuracy")
         for attack in ("PGD", "ensemble")
