@@ -91,7 +91,7 @@ def test_an_unknown_stage_is_named(script):
     assert is_one_line(done.stderr, "rase: no stage", "take data, best")
     stages = script("benchmarks/reproduce.py", "--list").stdout
     assert "race: a fair comparison" in stages
-    assert "  three/ $ train.py race\n" in stages
+    assert "  three/ $ train.py race --seeds 5\n" in stages
     assert max(map(len, stages.splitlines())) <= 80
 
 
