@@ -28,9 +28,9 @@ def main(args):
     fallback = not args.checkpoints and not best.exists()
     paths = args.checkpoints or [best.with_name("baseline.pt") if fallback else best]
     if args.dry_run:
-        args.epsilons, args.l2_epsilons, args.images = [0, 8], [0.5], 4
+        args.epsilons, args.l2_epsilons, args.images = [0, 4, 8], [0.5], 4
         args.steps, args.noise_steps, args.universal_steps = 2, 5, 2
-        args.ensemble_epsilons, args.ensemble_steps, args.queries = [8], 2, 5
+        args.ensemble_epsilons, args.ensemble_steps, args.queries = [4, 8], 2, 5
     if args.save_images:
         with output_folders([args.save_images], "--save-images"):
             pass  # that it can be written shows before any work

@@ -43,7 +43,7 @@ SPEED = "benchmarks/run.py"  # its results go to benchmarks/, beside those of ot
 # What takes the place of options in --quick, which would need minutes with them.
 QUICK = {
     LONG_TAIL: "--classes all",
-    ROBUST_ATTACKS: "--epsilons 0 4 --ensemble-epsilons 4",
+    ROBUST_ATTACKS: "",
     "--seeds 5": "--seeds 1",
 }
 ATTACK_FIGURES = ("epsilon", "radius", "networks", "transfer", "fgsm", "noise", "universal")
