@@ -335,8 +335,8 @@ def test_adversarial_images_are_saved_as_a_folder_of_images(in_process, tmp_path
     }
     result = read(tmp_path / "figures/adversarial_best.json")["strength"]["best"]
     network = load_checkpoint(path, torch.device("cpu")).network
-    for norm, epsilon in (("linf", "8"), ("l2", "1")):
-        of_norm = [row for row in rows if row["norm"] == norm]
+    for norm, epsilon in (("linf", "4"), ("linf", "8"), ("l2", "1")):
+        of_norm = [row for row in rows if (row["norm"], row["epsilon"]) == (norm, epsilon)]
         saved = result[norm]["ensemble"][epsilon]["in_8_bits"]
         assert len(of_norm) == result[norm]["attacked"] > 0
         assert sum(row["fools"] == "yes" for row in of_norm) == saved["fools"]
@@ -349,7 +349,7 @@ def test_adversarial_images_are_saved_as_a_folder_of_images(in_process, tmp_path
     examples = read(tmp_path / "figures/adversarial_best.json")["examples"]
     sprite = pil_to_tensor(Image.open(tmp_path / "figures" / examples["sprite"]))
     pictures = sprite.unfold(1, 32, 32).unfold(2, 32, 32).permute(1, 2, 0, 3, 4)
-    assert examples["epsilons"] == [0, 8]
+    assert examples["epsilons"] == [0, 4, 8]
     assert len(pictures) == len(examples["images"]) > 3
     for row, image in zip(pictures, examples["images"], strict=True):
         assert image["predictions"][0][0] == image["label"]
@@ -359,7 +359,11 @@ def test_adversarial_images_are_saved_as_a_folder_of_images(in_process, tmp_path
             assert probability == pytest.approx(float(p.max()), abs=1e-4)
     two = ["car", "cat"]  # of the trucks one image is right, and a split needs two
     loaded = load(str(folder / "best-linf-8"), classes=two, test_share=0.3, cache=tmp_path)
-    of_two = [row for row in rows if row["norm"] == "linf" and row["label"] in two]
+    of_two = [
+        row
+        for row in rows
+        if (row["norm"], row["epsilon"]) == ("linf", "8") and row["label"] in two
+    ]
     assert len(loaded.train.labels) + len(loaded.test.labels) == len(of_two) > 10
     refused = in_process(
         "adversarial.py", path, *DRY_RUN, "--save-images", folder / "images.csv"
