@@ -1,14 +1,15 @@
-"""The attacks beside those of torchattacks and foolbox: as strong, and how long they take.
+"""The attacks beside those of torchattacks and foolbox: how strong they are, and how fast.
 
     python benchmarks/attacks.py [CHECKPOINT ...] [--only pgd ensemble noise]
 
-Both have the same images, which the network classifies correctly, and the same budget, one
-after the other. pgd: ten steps from one random start. ensemble: each of its attacks alone, and
-all together. noise: noise of a small L1 norm, by foolbox with its elastic-net attack and as
-many gradients. Prints tables, and saves figures/attack_peers.json. Both libraries are in
+Every attack gets the same images, which the network classifies correctly, and the same
+budget. pgd: ten steps from one random start. ensemble: each of its attacks alone, and all of
+them. noise: noise with a small L1 norm, which foolbox looks for with its elastic-net attack and
+as many gradients. Prints tables, and saves figures/attack_peers.json. Needs the libraries of
 requirements-dev.txt.
 """
 
+import importlib.util
 import sys
 import time
 from functools import partial
@@ -17,6 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from common import options
+from common.errors import InputError
 from common.files import ROOT
 
 PGD_EPSILONS = 1, 2, 4, 8  # in 1/255
@@ -35,6 +37,9 @@ def main(args):
     from common.files import save_result
     from common.networks.checkpoint import load_checkpoint
 
+    for library in ("torchattacks", "foolbox"):
+        if not importlib.util.find_spec(library):
+            raise InputError(f"{library} is missing; pip install -r requirements-dev.txt")
     folder = options.output_dir(args)
     device = options.torch_device(args)
     split = options.load_split(args)
@@ -93,7 +98,7 @@ def timed(run):
 
 
 def compare(attack, epsilon, network, labels, attacks):
-    """Return a row: what accuracy is left, and the seconds; and the images, by whose they are.
+    """Return a row with the accuracy that each attack leaves and its seconds, and all images.
 
     attacks: functions that return adversarial images, by whose they are.
     """
@@ -113,6 +118,7 @@ def standing(network, images, labels):
 
 
 def pgd(network, x, y, targets, dry_run):
+    """Yield a row for PGD at each epsilon."""
     import torch
     import torchattacks
 
@@ -143,6 +149,7 @@ def foolbox_pgd(network, x, y, epsilon, steps):
 
 
 def ensemble(network, x, y, targets, dry_run):
+    """Yield a row for each attack of the ensemble, and one for all, at each epsilon."""
     import torch
 
     from common.attacks.ensemble import MINIMAL_NOISE, Budget, members
@@ -195,14 +202,18 @@ def peers_of_the_ensemble(network, classes, budget):
     """
     import torchattacks
 
+    from common.attacks.ensemble import MINIMAL_NOISE, WITHOUT_GRADIENTS
+
     settings = {"steps": budget.steps, "seed": 0}
     peers = {
-        "minimal noise": partial(
+        MINIMAL_NOISE: partial(
             torchattacks.FAB, network, n_classes=classes, multi_targeted=True, **settings
         ),
         "APGD, cross-entropy": partial(torchattacks.APGD, network, loss="ce", **settings),
         "APGD, margin": partial(torchattacks.APGD, network, loss="dlr", **settings),
-        "Square": partial(torchattacks.Square, network, n_queries=budget.queries, seed=0),
+        WITHOUT_GRADIENTS: partial(
+            torchattacks.Square, network, n_queries=budget.queries, seed=0
+        ),
     }
     if classes > 3:
         peers["APGD, each target"] = partial(
@@ -219,6 +230,7 @@ def within(x, images, radii, epsilon):
 
 
 def noise(network, x, y, targets, dry_run):
+    """Yield one row, of the noise that makes each image its target's."""
     from common.attacks.noise_robustness import ROUNDS
     from common.attacks.optimised_noise import minimise
     from common.attacks.robustness import noise_norms

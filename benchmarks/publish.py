@@ -113,6 +113,11 @@ def best_of(folder, name, metric):
     return f"`{recipe}` {mean(folder, name, recipe, metric)}"
 
 
+def count(folder, name, path):
+    """Return a whole number of a file."""
+    return f"{_at(_read(folder, name), path):,}"
+
+
 def images(folder, name, part):
     """Return how many images a part, such as "test", of a file's data has."""
     return f"{sum(_read(folder, name)['data'][f'{part}_counts']):,}"
@@ -226,20 +231,21 @@ def made(folder, name):
     """Return in a sentence where the numbers of a file come from."""
     record = _read(folder, name)
     data, versions = record["data"], record["versions"]
-    tested = f"{sum(data['test_counts']):,} test images of {data['source']}"
+    part = "train" if "audit" in record else "test"  # what the numbers are about
+    judged = f"{sum(data[f'{part}_counts']):,} {part} images of {data['source']}"
     seeds = record.get("comparison", {}).get("seeds", 1)
     networks = len(record.get("curves") or record.get("networks", ()))
     runs = f"{networks} networks" if networks else f"{seeds} seed{'s' if seeds > 1 else ''}"
     command = record["command"].removesuffix(" --output-dir .")  # where reproduce.py wants it
     return (
-        f"*`{command}`: {tested}, {runs}, PyTorch"
+        f"*`{command}`: {judged}, {runs}, PyTorch"
         f" {versions['torch']}, {record['processor']}, {record['date']}.*"
     )
 
 
 FUNCTIONS = (
-    value, percent, score, mean, best_of, images, leaks, audit, ensemble, attacked_mean, radius,
-    peers, comparison, interval, rates, page, figure, made,
+    value, percent, score, mean, best_of, count, images, leaks, audit, ensemble, attacked_mean,
+    radius, peers, comparison, interval, rates, page, figure, made,
 )  # fmt: skip
 
 

@@ -103,10 +103,12 @@ def labels_stage():
     def compared(name):
         return figures(("train_comparison.json", f"{name}_trained.json"))
 
-    suspects = ("inspect_data_suspects.png", "labels_suspects.png")
+    pictures = [
+        (f"inspect_data_{name}.png", f"labels_{name}.png") for name in ("suspects", "joint")
+    ]
     commands = [
         Command("labels", trained, compared("labels")),
-        Command("labels", audit, figures(("inspect_data.json", "labels.json"), suspects)),
+        Command("labels", audit, figures(("inspect_data.json", "labels.json"), *pictures)),
     ]
     for seed in range(3):
         noise = f"--label-noise cat:0.2 truck:0.1 --label-noise-seed {seed}"

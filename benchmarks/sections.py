@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import reference
@@ -126,7 +127,7 @@ def sweep(s: Setting) -> Table:
     return compared(f"lr_sweep.py's {len(RATES)} rates, {epochs} epochs, two cores", seconds)
 
 
-def fgsm_accuracies(network, x, labels):
+def fgsm_accuracies(network: nn.Module, x: torch.Tensor, labels: torch.Tensor) -> list[float]:
     """Return the share of x that is right at each epsilon; all of x is right without attack."""
     return [
         1.0 if a is x else (logits_of(network, a).argmax(1) == labels).float().mean().item()
@@ -134,7 +135,9 @@ def fgsm_accuracies(network, x, labels):
     ]
 
 
-def fgsm_accuracies_as_reported(network, x, labels):
+def fgsm_accuracies_as_reported(
+    network: nn.Module, x: torch.Tensor, labels: torch.Tensor
+) -> list[float]:
     """Return the same by the reports' loop: one image, one epsilon, one backward pass."""
     network.eval()
     accuracies = []

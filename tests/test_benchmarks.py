@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from dataclasses import replace
 
@@ -216,3 +217,14 @@ def test_attacks_are_compared_on_the_same_images(in_process, tmp_path):
     table = publish.peers(results, "attack_peers", "best").splitlines()
     assert len(table) == 2 + 4 + 3 * 6
     assert "| all " in table[-1]
+
+
+def test_without_a_library_to_compare_with_there_is_one_line(in_process, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec",
+        lambda name, *at: None if name == "foolbox" else find(name, *at),
+    )
+    done = in_process("benchmarks/attacks.py", "--dry-run", "--data", "synthetic")
+    assert done.returncode == 2
+    assert is_one_line(done.stderr, "foolbox is missing", "requirements-dev.txt")

@@ -143,7 +143,7 @@ def test_numbers_are_those_of_their_files(tmp_path):
                     pair | {"second_index": 4},
                     {"first_part": "test", "second_part": "test", "second_index": 5},
                 ],
-                "audit": {"planted": {"all": {"wrong": 0.25}}},
+                "audit": {"planted": {"all": {"wrong": 0.25, "planted": 1089}}},
                 "strength": {"net": {"linf": {
                     "ensemble": {"4": {"stages": {"one": {"report": None},
                                                   "last": {"report": report}}}},
@@ -178,12 +178,13 @@ def test_numbers_are_those_of_their_files(tmp_path):
         ("mean", "a", "low", "G-mean"): "0.123 [0.100, 0.200]",
         ("best_of", "a", "G-mean"): "`high` 0.500 [0.400, 0.600]",
         ("images", "a", "train"): "1,334",
+        ("count", "a", "audit/planted/all/planted"): "1,089",
         ("leaks", "a"): "2",
         ("audit", "a a", "all", "wrong"): "0.250",
         ("ensemble", "a", "net", 4): f"{balanced} [{low:.3f}, {high:.3f}]",
         ("radius", "a", "net", "car"): "1.2 [1.0, 2.0]",
         ("mean", "b", "low", "G-mean"): publish.MISSING,
-        ("made", "a"): "*`train.py a`: 10 test images of photos, 5 seeds, PyTorch 2.14, a"
+        ("made", "a"): "*`train.py a`: 1,334 train images of photos, 5 seeds, PyTorch 2.14, a"
         " processor, 2026-11-29.*",
     }
     expected["made", "c"] = (
