@@ -16,7 +16,7 @@ from common.reporting.tables import WIDTH, markdown_table, text_table
 from common.training.race import PASSES, Choice, points
 from common.training.recipe import Recipe, option_name
 from common.training.recipe_record import command_line
-from common.training.recipes import RACE, RACE_RATES, RESNET
+from common.training.recipes import RACE, RACE_RATES, RACED
 from common.training.runs import Run
 
 # The settings are chosen by it, and on equally many test images of each class it is the top-1
@@ -38,14 +38,14 @@ PUBLISHED = {
 def race_list() -> str:
     """Return the remedies of the race, each with its own options and the values to try."""
     rates = " and ".join(f"{rate:g}" for rate in RACE_RATES)
-    without_rate = replace(RESNET, learning_rate=Recipe().learning_rate)
+    without_rate = replace(RACED, learning_rate=Recipe().learning_rate)
     heading = (
         f"The race (train.py race): each remedy at learning rates {rates} and two values of its"
         f" own hyper-parameter, with {command_line(without_rate)}"
     )
     lines = [_filled(heading)]
     for name, (recipe, parameter, values) in RACE.items():
-        changes = command_line(recipe, RESNET).split()
+        changes = command_line(recipe, RACED).split()
         own = [f"--{option_name(parameter)}", " or ".join(f"{value:g}" for value in values)]
         lines.append(_filled(f"{name:24}{' '.join([*changes, *own])}", " " * 24))
     return "\n".join(lines)
