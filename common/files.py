@@ -193,7 +193,7 @@ def save_result(
 ) -> Path:
     """Write a result record as JSON to `path`, and return `path`.
 
-    The record holds the command, `data` (`Split.record()`), seed, device, processor, library
+    The record holds the command, `data` (`Split.record()`), seed, device, its name, library
     versions, duration and date, all of `values`, and last the SHA-256 of itself, by which
     `load_result` notices a change.
     """
@@ -202,7 +202,7 @@ def save_result(
         "data": data,
         "seed": seed,
         "device": device,
-        "processor": processor(),
+        "processor": processor(device),
         "versions": versions(),
         "seconds": round(seconds, 2),
         "date": time.strftime("%Y-%m-%d"),
@@ -252,8 +252,15 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES}
 
 
-def processor() -> str:
-    """Return the name of this machine's processor, as the operating system gives it."""
+def processor(device: str = "cpu") -> str:
+    """Return the name of this machine's processor, or of its GPU if the device is one.
+
+    The processor's is what the operating system calls it; on MPS it is that of the whole chip.
+    """
+    if device.startswith("cuda"):
+        import torch
+
+        return torch.cuda.get_device_name(device)
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -16,6 +16,7 @@ from common.files import (
     atomic_write,
     code_digest,
     load_result,
+    processor,
     require_regular,
     save_result,
     write_text,
@@ -154,3 +155,10 @@ def test_values_that_json_lacks_are_refused_before_anything_is_written(tmp_path)
         save_result(tmp_path / "a.json", **FACTS, bad=float("nan"))
     assert not list(tmp_path.iterdir())
     assert json.loads(save_result(tmp_path / "b.json", **FACTS).read_text())["seed"] == 1
+
+
+def test_a_result_names_the_gpu_that_it_is_from(monkeypatch, tmp_path):
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda device: f"the GPU {device}")
+    for device, name in (("cuda:1", "the GPU cuda:1"), ("cpu", processor())):
+        path = save_result(tmp_path / "a.json", data={}, seed=0, device=device, seconds=1.0)
+        assert load_result(path)["processor"] == name

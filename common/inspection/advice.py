@@ -245,7 +245,6 @@ def time_of_best(split: Split, device: torch.device, seconds: float) -> dict[str
             next(training).item()
             steps += 1
         per_image = (time.perf_counter() - start) / (steps * batch)
-    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return {
         "seconds": per_image * n * recipe.epochs,
         "epochs": recipe.epochs,
@@ -253,6 +252,6 @@ def time_of_best(split: Split, device: torch.device, seconds: float) -> dict[str
         "seconds_per_image": per_image,
         "measured_steps": steps,
         "measured_batch": batch,
-        "processor": gpu or processor(),
+        "processor": processor(str(device)),
         "threads": torch.get_num_threads(),
     }

@@ -107,8 +107,7 @@ def _run_record(run: Run, result: dict[str, Any], part: str) -> dict[str, Any]:
         "g_mean": report and report["g_mean"],
         "confusion": report and report["confusion"],
         "precision": result["precision"],
-        # A saved result, and one of a cluster's worker, names its processor.
-        "processor": result.get("processor") or files.processor(),
+        "processor": result["processor"],
         "seconds": round(result["seconds"], 2),
     }
 

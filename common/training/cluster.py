@@ -46,10 +46,10 @@ def train_on_cluster(
 ) -> Iterator[tuple[Run, tuple[dict[str, Any], dict[str, Any] | None]]]:
     """Train the runs on the cluster of the dask scheduler at `address`.
 
-    Yields each run, as it ends, with what `train_run` returns for it; its result also has the
-    worker's processor. settings: the other arguments of `train_run`. A run whose worker dies is
-    trained again. If the caller stops early, or dies, the runs on the cluster end. Raises
-    InputError if the cluster can't be used, and what a run raises.
+    Yields each run, as it ends, with what `train_run` returns for it. settings: the other
+    arguments of `train_run`. A run whose worker dies is trained again. If the caller stops
+    early, or dies, the runs on the cluster end. Raises InputError if the cluster can't be used,
+    and what a run raises.
     """
     checked: set[str] = set()
     with (
@@ -270,8 +270,7 @@ def _train_order() -> tuple[dict[str, Any], dict[str, Any] | None]:
             f"--device {settings['device']}: PyTorch finds none on a worker of the cluster;"
             " take --device cpu"
         )
-    result, checkpoint = train_run(run, split, **settings)
-    return result | {"processor": files.processor()}, checkpoint
+    return train_run(run, split, **settings)
 
 
 if __name__ == "__main__":

@@ -154,8 +154,8 @@ class Remedy(NamedTuple):
 
 
 WEIGHT_DECAY = ("weight_decay", (5e-4, 2e-3))
-# The larger weight decay, also for remedies with a parameter of their own: at the rate 0.3 each
-# of the eight that choose between both is better with it on the validation images.
+# The larger weight decay, also for remedies with a parameter of their own: eight choose between
+# both, and in 23 of their 32 pairs (two rates, two machines) it is better on validation images.
 RACED = replace(RESNET, weight_decay=2e-3)
 EFFECTIVE_NUMBER = replace(RACED, class_weights="effective-number")
 # The race (`train.py race`): one network, each remedy of the field alone, at the same number of

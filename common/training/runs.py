@@ -121,6 +121,7 @@ def train_run(
         "drawn": first_draw(examples, recipe, classes, run.seed),
         "trained_on_test": recipe.train_on_test,
         "precision": precision(recipe, where),
+        "processor": files.processor(device),  # of a cluster's worker, perhaps
         "history": asdict(history),
         "diverged": None,
     }
