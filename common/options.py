@@ -296,7 +296,8 @@ def add_attacks(parser: argparse.ArgumentParser) -> None:
     add("--ensemble-l2-epsilons", nargs="+", type=l2_bound, metavar="E", default=[],
         help="epsilons of the ensemble in L2, in pixel values (default: none)")
     add("--ensemble-steps", type=POSITIVE, metavar="N", default=100,
-        help="steps of each APGD of the ensemble (default: %(default)s)")
+        help="steps of each APGD of the ensemble, and of the search for the smallest noise, 40"
+        " at most there (default: %(default)s)")
     add("--queries", type=POSITIVE, metavar="N", default=1000,
         help="evaluations of the network, for each image, in the ensemble's Square attack"
         " (default: %(default)s)")

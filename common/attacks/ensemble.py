@@ -26,7 +26,10 @@ MOST_TARGETS = 9  # as AutoAttack; with K classes at most K - 1
 
 @dataclass(frozen=True)
 class Budget:
-    """steps: gradients of each run of APGD. queries: network evaluations of Square."""
+    """steps: gradients of each run of APGD, and the most of the search for the smallest noise.
+
+    queries: network evaluations of Square.
+    """
 
     steps: int = 100
     queries: int = 1000

@@ -14,12 +14,13 @@ from common.attacks.gradients import fools, logits_of, norms, objective_gradient
 # Both fall by half a cosine from the first step to the last.
 RATE = 0.05, 0.001  # share by which a step changes epsilon
 STEP_SIZE = 1.0, 0.01  # share of epsilon that a step moves the image
+STEPS = 40
 HALVINGS = 10  # of the way from an image to a plain one
 
 
 def minimal_noise(
     network: nn.Module, x: torch.Tensor, labels: torch.Tensor, *, norm: str = "linf",
-    steps: int = 40,
+    steps: int = STEPS,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """Return images with the smallest noise found that fools, and its norm (N,), the radius.
 

@@ -12,7 +12,7 @@ from torch import nn
 from common.attacks.ball import noise_norm
 from common.attacks.ensemble import WITHOUT_GRADIENTS, Budget, ensemble
 from common.attacks.gradients import logits_of
-from common.attacks.minimal_noise import minimal_noise
+from common.attacks.minimal_noise import STEPS, minimal_noise
 from common.attacks.rounding import fool_in_8_bits
 from common.metrics.report import Report, report
 
@@ -91,7 +91,8 @@ def measure_strength(
 
     generator = torch.Generator().manual_seed(seed)
     start = time.perf_counter()
-    smallest, radii = minimal_noise(network, x, labels, norm=norm)
+    steps = min(budget.steps, STEPS)
+    smallest, radii = minimal_noise(network, x, labels, norm=norm, steps=steps)
     seconds = time.perf_counter() - start
     attacked = radii > 0
     results = {}

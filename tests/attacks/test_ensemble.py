@@ -230,3 +230,10 @@ def test_the_seed_repeats_every_image(monkeypatch):
     monkeypatch.setattr(strength_module, "ensemble", watched_ensemble)
     strength_of(epsilons=(0.5 / 255,), seed=7)
     assert seeds == [7]
+
+
+@pytest.mark.parametrize(("steps", "taken"), [(5, 5), (100, 40)])
+def test_the_budget_limits_the_search_for_the_smallest_noise(steps, taken):
+    radii = strength_of(epsilons=(), budget=Budget(steps=steps)).radii
+    assert torch.equal(radii, minimal_noise(NETWORK, X, Y, steps=taken)[1])
+    assert not torch.equal(radii, minimal_noise(NETWORK, X, Y, steps=taken + 1)[1])
