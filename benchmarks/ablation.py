@@ -21,8 +21,8 @@ PARTS = {
     "logit-adjustment": {"loss": "cross-entropy"},
     "cutmix": {"mix": "none"},
     "averaged-weights": {"ema": 0.0},
-    "cutout": {"augment": ("flip", "crop", "colour")},
-    "colour": {"augment": ("flip", "crop", "cutout")},
+    "trivial-augment": {"augment": ("flip", "crop", "cutout", "colour")},
+    "mirror-image": {"flip_average": False},
     "longer-training": {"epochs": 30},
 }
 
