@@ -107,14 +107,14 @@ def test_the_time_of_best_is_that_of_its_steps(monkeypatch):
     split = split_of((200, 50, 40), (1, 1, 1))
     clock = iter([100.0, 101.0, 103.0, 106.0, 106.0])  # three steps in six seconds
     monkeypatch.setattr(advice.time, "perf_counter", lambda: next(clock))
-    monkeypatch.setattr(advice, "BEST", replace(BEST, width=2))
+    monkeypatch.setattr(advice, "BEST", replace(BEST, width=2, epochs=7))
     state = torch.get_rng_state()
     measured = advice.time_of_best(split, CPU, 5.0)
     assert torch.equal(torch.get_rng_state(), state)
     assert measured["measured_steps"] == 3
     assert measured["measured_batch"] == 128
     assert measured["steps_per_epoch"] == 3  # of 290 images
-    assert measured["seconds"] == pytest.approx(6 / (3 * 128) * 290 * 55)
+    assert measured["seconds"] == pytest.approx(6 / (3 * 128) * 290 * 7)
 
 
 def test_large_images_are_measured_in_small_batches(monkeypatch):
