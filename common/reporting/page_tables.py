@@ -118,8 +118,6 @@ def evaluation_tables(record: Record) -> list[Table]:
 
 def recipe_tables(record: Record) -> list[Table]:
     """Return the comparison of recipes, of a record of train.py, and what the race chose."""
-    if "compared" in record:
-        return [_compared_before(record)]
     title, by = "Recipes compared, the best first", RANKED_BY
     if "remedies" in record:
         title, by = "Remedies compared, the best first", race_tables.RANKED_BY
@@ -224,33 +222,6 @@ def _compared(comparison: Comparison, caption: str, by: str) -> list[Table]:
     columns = comparison_columns(summaries, list(summaries), by)
     rows = list(zip(summaries, *columns.values(), strict=True))
     return [Table(caption, ["recipe", *columns], rows, legend(comparison, by), recipes=True)]
-
-
-def _compared_before(record: Record) -> Table:
-    """Return the comparison of a record from before the intervals covered the test images."""
-    summaries = {
-        name: {
-            metric: Summary(
-                s["mean"], s["deviation"], tuple(s["interval"]), best=math.nan,
-                difference=s["difference"], difference_interval=None, p_training=s["p"],
-                p_images=None,
-            )
-            for metric, s in of_recipe.items()
-        }
-        for name, of_recipe in record["compared"].items()
-    }  # fmt: skip
-    names = sorted(summaries, key=lambda name: -summaries[name][RANKED_BY].mean)
-    columns = comparison_columns(summaries, names, ranked_by="")
-    notes = [
-        f"Mean, ±standard deviation and [95% interval of the mean] of {len(record['seeds'])}"
-        " seeds. An earlier version made this table: its intervals leave out the chance in the"
-        " draw of the test images.",
-        f"*: differs from {next(iter(summaries))} by more than the training's randomness"
-        " (paired t-test over seeds, p < 0.05 after Holm's correction).",
-    ]
-    rows = list(zip(names, *columns.values(), strict=True))
-    caption = f"Recipes compared, the best first by {RANKED_BY}"
-    return Table(caption, ["recipe", *columns], rows, notes, recipes=True)
 
 
 def _choices(record: Record) -> Table:

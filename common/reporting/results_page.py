@@ -5,7 +5,6 @@ The page is made of what lies in the folder of the figures, whichever scripts ha
 
 from __future__ import annotations
 
-import json
 from base64 import b64encode
 from collections import defaultdict
 from hashlib import sha256
@@ -141,18 +140,9 @@ def _section(
 
 
 def _read_record(path: Path) -> Record | None:
-    """Return the result record at `path`, or None.
-
-    A record of an earlier version has no checksum; with one, it must be right.
-    """
-    try:
-        require_regular(path)
-        record = json.loads(path.read_bytes())
-    except (InputError, OSError, ValueError, RecursionError):
-        return None
-    if not isinstance(record, dict) or not {"command", "data"} <= record.keys():
-        return None
-    return load_result(path) if "sha256" in record else record
+    """Return the result record at `path`, None if it is damaged or of something else."""
+    record = load_result(path)
+    return record if record and {"command", "data"} <= record.keys() else None
 
 
 def _read_png(path: Path) -> Figure | None:
@@ -177,15 +167,13 @@ def _counts(record: Record) -> str:
 def _seeds(record: Record) -> str:
     comparison = record.get("comparison") or {}
     first, runs = record["seed"], comparison.get("seeds", 1)
-    seeds = record.get("seeds") or range(first, first + runs)
-    return ", ".join(map(str, seeds))
+    return ", ".join(map(str, range(first, first + runs)))
 
 
 def _about(record: Record) -> str:
-    machine = record.get("processor") or record["device"]
     seeds = _seeds(record)
     seed = f"seeds {seeds}" if "," in seeds else f"seed {seeds}"
-    return f"{record['data']['source']}: {_counts(record)}; {seed}; {machine}."
+    return f"{record['data']['source']}: {_counts(record)}; {seed}; {record['processor']}."
 
 
 def _facts(record: Record) -> list[tuple[str, str]]:
@@ -195,12 +183,12 @@ def _facts(record: Record) -> list[tuple[str, str]]:
         "Numbers": _counts(record),
         "Seeds": _seeds(record),
         "Device": record["device"],
-        "Processor": record.get("processor"),
-        "Date": record.get("date"),
+        "Processor": record["processor"],
+        "Date": record["date"],
         "Versions": ", ".join(f"{name} {v}" for name, v in record["versions"].items()),
         "Command": f"python {record['command']}",
     }
-    return [(label, value) for label, value in facts.items() if value]
+    return list(facts.items())
 
 
 def _examples(record: Record, folder: Path) -> Examples | None:

@@ -335,36 +335,6 @@ def test_a_network_that_saw_the_test_images_is_named(tmp_path):
             assert ("Trained on these test images" in text) == trained_on_test
 
 
-def test_a_comparison_of_an_earlier_version_is_shown(tmp_path):
-    """As figures/train_comparison_all.json: no checksum, no P(best), intervals over seeds."""
-    s = {
-        "mean": 0.75,
-        "deviation": 0.026,
-        "interval": [0.718, 0.783],
-        "difference": 0.4,
-        "p": 0.02,
-    }
-    metrics = {"accuracy": s, "G-mean": s}
-    before = {metric: s | {"mean": 0.5, "p": None} for metric in metrics}
-    data = {
-        "source": "photographs", "fingerprint": "a-b", "train_counts": [3],
-        "validation_counts": [0], "test_counts": [1800],
-    }  # fmt: skip
-    record = {
-        "command": "train.py original sampler", "data": data, "seed": 0, "seeds": [0, 1, 2],
-        "device": "cpu", "versions": {"torch": "2.9"},
-        "compared": {"original": before, "sampler": metrics},
-    }  # fmt: skip
-    (tmp_path / "train_comparison_all.json").write_text(json.dumps(record))
-    path = write_results_page(tmp_path)
-    assert Tables(path).tables["Recipes compared, the best first by G-mean"] == [
-        ["recipe", "accuracy", "G-mean"],
-        ["sampler", *["0.750 ±.026 [0.718, 0.783]*"] * 2],
-        ["original", *["0.500 ±.026 [0.718, 0.783]"] * 2],
-    ]
-    assert "seeds 0, 1, 2" in Parsed(path).text
-
-
 def test_an_empty_folder_and_a_single_figure_make_a_page(tmp_path):
     text = Parsed(write_results_page(tmp_path)).text
     assert text.count("No results yet") == 5
