@@ -266,7 +266,7 @@ STAGES = {
     "attacks": Stage(
         "how networks stand attacks",
         [
-            Command("three", "train.py original best robust --seeds 3 --test-counts full"),
+            Command("three", "train.py original best robust --test-counts full"),
             Command(
                 "three",
                 "adversarial.py models/best.pt models/robust.pt models/original.pt",
