@@ -1,10 +1,10 @@
-"""figures/results.md, written from its template and the files of results.
+"""README.md and figures/results.md, written from their templates and the files of results.
 
     python benchmarks/publish.py
 
 The templates lie in benchmarks/templates/. Each number in them names the file of
 figures/results/ that it comes from, and its place there: those files are made by
-`reproduce.py`, which writes the page too. What has not been measured yet says so.
+`reproduce.py`, which writes the pages too. What has not been measured yet says so.
 """
 
 import json
@@ -26,7 +26,7 @@ from common.reporting.learning_rate_tables import sweep_text
 from common.reporting.tables import markdown_table, with_interval
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
-PAGES = {"results.md": "figures/results.md"}  # template -> page
+PAGES = {"README.md": "README.md", "results.md": "figures/results.md"}  # template -> page
 MISSING = "(not measured yet)"
 
 

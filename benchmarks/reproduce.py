@@ -1,14 +1,14 @@
-"""Everything that figures/results.md claims, made anew on the real images.
+"""Everything that README.md and figures/results.md claim, made anew on the real images.
 
     python benchmarks/reproduce.py [STAGE ...] [--quick]
 
 Runs the scripts as a user would, stage by stage, with their output in reproduce/, copies what
-each has found to figures/results/, and writes the page from that. After an interruption the
+each has found to figures/results/, and writes both pages from that. After an interruption the
 same command goes on: a script that ended is not run again by the same code, and a training
-goes on from its own state. All stages together take about a day on two CPU
-cores; --list tells what each one does. --quick runs the same commands, of alike ones a few, on
-a handful of images, with all of their output, the page included, in reproduce-quick/: in
-minutes it proves the path; its numbers mean nothing.
+goes on from its own state. All stages together take about a day on two CPU cores; --list tells
+what each one does. --quick runs the same commands, of alike ones a few, on a handful of images,
+with all of their output, the pages included, in reproduce-quick/: in minutes it proves the
+path; its numbers mean nothing.
 """
 
 import argparse
@@ -300,7 +300,7 @@ def main(args):
         if name not in STAGES:
             raise InputError(f"{name}: no stage; take {', '.join(STAGES)}")
     output = args.output_dir or ROOT / ("reproduce-quick" if args.quick else "reproduce")
-    root = output if args.quick else ROOT  # where the page and what it shows go
+    root = output if args.quick else ROOT  # where the pages and what they show go
     if not args.quick:
         require_photographs()
     for name in names:
