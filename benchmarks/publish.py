@@ -220,11 +220,11 @@ def page(folder, name):
     return path.read_text(encoding="utf-8").strip()
 
 
-def figure(folder, name, text):
-    """Return a figure of the results for a page in figures/."""
+def figure(folder, name, text, path="results"):
+    """Return a figure of the results. path: to their folder, from that of the page."""
     if not (folder / name).exists():
         raise NotMeasuredError(name)
-    return f"![{text}](results/{name})"
+    return f"![{text}]({path}/{name})"
 
 
 def made(folder, name):

@@ -167,7 +167,7 @@ def test_candidates_are_judged_on_train_images_and_added_to_the_log(in_process, 
 def test_an_unknown_candidate_is_one_line(script):
     done = script("benchmarks/best.py", "later", "--dry-run")
     assert done.returncode == 2
-    assert is_one_line(done.stderr, "later", "best, mirror-image")
+    assert is_one_line(done.stderr, "later", "best, shorter")
 
 
 def test_the_ablation_trains_best_without_each_part(in_process, tmp_path):

@@ -103,6 +103,14 @@ def test_the_pages_are_those_that_the_results_make():
         )
 
 
+def test_every_link_of_the_pages_leads_to_a_file():
+    for path in publish.PAGES.values():
+        page = ROOT / path
+        links = re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8"))
+        assert len(links) > 5
+        assert [link for link in links if not (page.parent / link).exists()] == []
+
+
 def test_the_readmes_template_makes_a_short_page(tmp_path):
     for root in (ROOT, tmp_path):  # with the results that there are, and with none
         assert len(publish.render("README.md", root).splitlines()) <= 200
