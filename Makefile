@@ -1,6 +1,6 @@
 # make run: the five stages in a few minutes, and a page with all of it. make test: the tests.
 # make bench: how long it takes beside the reports' loop. make reproduce: every number of
-# README.md and figures/results.md, in about a day; STAGES="data best" does these stages only,
+# README.md and figures/results.md, in one to two days; STAGES="data best" does these stages only,
 # QUICK=1 just tries the path. make mutants: changes of the code that no test notices, in some
 # hours. Each makes .venv first if need be.
 PYTHON ?= python3

@@ -85,8 +85,9 @@ def _at(record, path):
 
 
 def value(folder, name, path):
-    """Return a number of a file."""
-    return f"{_at(_read(folder, name), path):.3f}"
+    """Return a number of a file, "-" where it could not be measured."""
+    number = _at(_read(folder, name), path)
+    return "-" if number is None else f"{number:.3f}"
 
 
 def percent(folder, name, path):

@@ -5,10 +5,10 @@
 Runs the scripts as a user would, stage by stage, with their output in reproduce/, copies what
 each has found to figures/results/, and writes both pages from that. After an interruption the
 same command goes on: a script that ended is not run again by the same code, and a training
-goes on from its own state. All stages together take about a day on two CPU cores; --list tells
-what each one does. --quick runs the same commands, of alike ones a few, on a handful of images,
-with all of their output, the pages included, in reproduce-quick/: in minutes it proves the
-path; its numbers mean nothing.
+goes on from its own state. All stages together take one to two days on two CPU cores; --list
+tells what each one does. --quick runs the same commands, of alike ones a few, on a handful of
+images, with all of their output, the pages included, in reproduce-quick/: in minutes it proves
+the path; its numbers mean nothing.
 """
 
 import argparse

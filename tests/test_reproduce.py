@@ -157,6 +157,7 @@ def test_numbers_are_those_of_their_files(tmp_path):
                                                   "last": {"report": report}}}},
                     "smallest_noise": {"car": {"median": 1.25, "interval": [1, 2]}},
                 }}},
+                "median": None,
                 "command": "train.py a --output-dir .", "processor": "a processor",
                 "date": "2026-11-29",
                 "versions": {"torch": "2.14"},
@@ -181,6 +182,7 @@ def test_numbers_are_those_of_their_files(tmp_path):
     low, high = report["intervals"]["balanced_accuracy"]
     expected = {
         ("value", "a", "report/accuracy"): "0.800",
+        ("value", "a", "median"): "-",
         ("percent", "a", "report/accuracy"): "80.0%",
         ("score", "a", "balanced_accuracy"): f"{balanced} [{low:.3f}, {high:.3f}]",
         ("mean", "a", "low", "G-mean"): "0.123 [0.100, 0.200]",

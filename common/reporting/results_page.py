@@ -184,11 +184,11 @@ def _facts(record: Record) -> list[tuple[str, str]]:
         "Seeds": _seeds(record),
         "Device": record["device"],
         "Processor": record["processor"],
-        "Date": record["date"],
+        "Date": record.get("date"),  # an earlier version saved none
         "Versions": ", ".join(f"{name} {v}" for name, v in record["versions"].items()),
         "Command": f"python {record['command']}",
     }
-    return list(facts.items())
+    return [(label, value) for label, value in facts.items() if value]
 
 
 def _examples(record: Record, folder: Path) -> Examples | None:

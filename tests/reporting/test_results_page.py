@@ -18,7 +18,7 @@ from conftest import SIZES, Parsed, fits, is_one_line, numbers_of, saved_numbers
 from PIL import Image
 
 from common.errors import OutputError
-from common.files import save_result
+from common.files import _digest, save_result
 from common.reporting.results_page import write_results_page
 
 STAGES = ("The data", "Evaluation", "Recipes compared", "Learning rates", "Attacks")
@@ -333,6 +333,17 @@ def test_a_network_that_saw_the_test_images_is_named(tmp_path):
             save(tmp_path, "evaluate_best", record | {"checkpoint": checkpoint})
             text = Parsed(write_results_page(tmp_path)).text
             assert ("Trained on these test images" in text) == trained_on_test
+
+
+def test_a_record_without_a_date_keeps_its_tables(tmp_path):
+    """As an earlier version saved it, with the checksum of what it has."""
+    save_all(tmp_path)
+    dated = Tables(write_results_page(tmp_path)).tables
+    for path in tmp_path.glob("*.json"):
+        record = {k: v for k, v in json.loads(path.read_text()).items() if k != "date"}
+        del record["sha256"]
+        path.write_text(json.dumps(record | {"sha256": _digest(record)}))
+    assert Tables(write_results_page(tmp_path)).tables == dated
 
 
 def test_an_empty_folder_and_a_single_figure_make_a_page(tmp_path):
