@@ -193,7 +193,7 @@ def save_result(
 ) -> Path:
     """Write a result record as JSON to `path`, and return `path`.
 
-    The record holds the command, `data` (`Split.record()`), seed, device, its name, library
+    The record holds the command, `data` (`Split.record()`), seed, device and its name, library
     versions, duration and date, all of `values`, and last the SHA-256 of itself, by which
     `load_result` notices a change.
     """
@@ -255,7 +255,7 @@ def versions() -> dict[str, str]:
 def processor(device: str = "cpu") -> str:
     """Return the name of this machine's processor, or of its GPU if the device is one.
 
-    The processor's is what the operating system calls it; on MPS it is that of the whole chip.
+    The operating system names a processor; for MPS that is the name of the whole chip.
     """
     if device.startswith("cuda"):
         import torch

@@ -26,8 +26,9 @@ MOST_TARGETS = 9  # as AutoAttack; with K classes at most K - 1
 
 @dataclass(frozen=True)
 class Budget:
-    """steps: gradients of each run of APGD, and the most of the search for the smallest noise.
+    """What the attacks may compute.
 
+    steps: gradients of each run of APGD; the search for the smallest noise takes no more.
     queries: network evaluations of Square.
     """
 
