@@ -135,12 +135,19 @@ def test_each_option_changes_the_weights(base, change):
 
 
 @pytest.mark.parametrize(
-    ("capabilities", "precision"), [({}, "float32"), ({"amx_bf16": True}, "bfloat16")]
+    ("capabilities", "processor", "precision"),
+    [
+        ({}, "AMD EPYC", "float32"),
+        ({"amx_bf16": True}, "Intel(R) Xeon(R) Processor", "bfloat16"),
+        ({"avx512_bf16": True}, "AMD EPYC", "bfloat16"),
+        ({"avx512_bf16": True}, "Intel(R) Xeon(R) Processor", "float32"),
+    ],
 )
-def test_precision_auto_is_bfloat16_only_where_the_cpu_has_it(
-    capabilities, precision, monkeypatch
+def test_precision_auto_is_bfloat16_only_where_that_is_faster(
+    capabilities, processor, precision, monkeypatch
 ):
     monkeypatch.setattr(fit_module, "_cpu_capabilities", lambda: capabilities)
+    monkeypatch.setattr(fit_module, "processor", lambda: processor)
     weights = {
         name: trained_weights(replace(RECIPE, precision=name))
         for name in ("auto", "float32", "bfloat16")
