@@ -17,7 +17,8 @@ processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload(
     [
         "torch", "matplotlib.pyplot", "sklearn.metrics", "sklearn.model_selection",
-        "scipy.optimize", "torchvision.datasets", "PIL.Image", "jinja2",
+        "sklearn.linear_model", "scipy.optimize", "torchvision.datasets",
+        "torchvision.transforms.v2", "cleanlab.filter", "PIL.JpegImagePlugin", "jinja2",
         "common.training.runs", "common.inspection.label_audit", "common.attacks.robustness",
     ]
 )  # fmt: skip
