@@ -38,7 +38,7 @@ def main(args):
     recipes |= {f"without-{part}": replace(BEST, **changes) for part, changes in PARTS.items()}
     if args.dry_run:
         recipes = {
-            name: replace(recipe, epochs=max(1, recipe.epochs // 20))
+            name: replace(recipe, epochs=max(1, recipe.epochs // 50))
             for name, recipe in recipes.items()
         }
     runs = [
