@@ -18,7 +18,7 @@ processes.set_forkserver_preload(
     [
         "torch", "matplotlib.pyplot", "sklearn.metrics", "sklearn.model_selection",
         "sklearn.linear_model", "scipy.optimize", "torchvision.datasets",
-        "torchvision.transforms.v2", "cleanlab.filter", "PIL.JpegImagePlugin", "jinja2",
+        "torchvision.transforms.v2", "cleanlab.rank", "PIL.JpegImagePlugin", "jinja2",
         "common.training.runs", "common.inspection.label_audit", "common.attacks.robustness",
     ]
 )  # fmt: skip
