@@ -36,7 +36,7 @@ def main(args):
     split = options.load_split(args)
     recipes = {"best": BEST}
     recipes |= {f"without-{part}": replace(BEST, **changes) for part, changes in PARTS.items()}
-    if args.dry_run:
+    if args.dry_run:  # of best two epochs, of the shorter recipe one
         recipes = {
             name: replace(recipe, epochs=max(1, recipe.epochs // 50))
             for name, recipe in recipes.items()

@@ -263,16 +263,16 @@ def precision(recipe: Recipe, device: torch.device) -> str:
     """Return the precision of forward passes: the recipe's, or what is faster on the device.
 
     bfloat16 is faster where the hardware multiplies matrices in it: on CPUs with AMX, and on
-    AMD's with AVX512_BF16 (Zen 4 and later: 1.8 times as fast). Other CPUs are slower in
-    bfloat16 than in float32.
+    AMD's with AVX512_BF16 (`best` on an EPYC with Zen 4 cores: 1.8 times as fast). An Intel
+    Xeon with AVX-512 and without AMX was slower in bfloat16 than in float32.
     """
     if recipe.precision != "auto":
         return recipe.precision
     if device.type == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        can = _cpu_capabilities() if device.type == "cpu" else {}
-        fast = can.get("amx_bf16") or (can.get("avx512_bf16") and "AMD" in processor())
+        has = _cpu_capabilities() if device.type == "cpu" else {}
+        fast = has.get("amx_bf16") or (has.get("avx512_bf16") and "AMD" in processor())
     return "bfloat16" if fast else "float32"
 
 

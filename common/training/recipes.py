@@ -96,11 +96,12 @@ BEST = replace(
     flip_average=True,
 )
 # Madry et al. 2018: every step trains on adversarial images of its batch, here of one PGD step
-# from a random start. Chosen on train images (benchmarks/best.md), as the logit adjustment of
-# `robust`.
+# from a random start. benchmarks/best.md tells how these settings and tau of `robust` were
+# chosen on train images.
 ADVERSARIAL = replace(RESNET, epochs=60, adversarial=4.5, adversarial_steps=1, ema=0.995)
 ROBUST = replace(ADVERSARIAL, loss="logit-adjusted", tau=1.5)
-# With other losses against imbalance, and with that of TRADES (Zhang et al. 2019).
+# Other losses against imbalance take its place here, VS loss with the tau of the race, and
+# `robust-trades` adds the penalty of TRADES (Zhang et al. 2019).
 ROBUST_VARIANTS = {
     "robust-cross-entropy": ADVERSARIAL,
     "robust-weights": replace(ADVERSARIAL, class_weights="inverse"),
