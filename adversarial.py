@@ -2,12 +2,12 @@
 
     python adversarial.py [CHECKPOINT ...]
 
-Attacks each checkpoint on the test images: with the attacks of common/attacks/table.py, with
-the ensemble of attacks (common/attacks/ensemble.py), and with the smallest noise that fools.
-Tries the images of each checkpoint on the others. Attacks the first one also with report A's
-noise, optimised for each image, and report B's, one for all images. Prints tables; saves
-figures/adversarial_NAME_*.png and, with every printed number, figures/adversarial_NAME.json.
-Epsilons are in 1/255; those of L2 norms in pixel values, 0 to 1.
+Attacks each checkpoint on the test images, of each class at most 200: with the attacks of
+common/attacks/table.py, with the ensemble of attacks (common/attacks/ensemble.py), and with the
+smallest noise that fools. Tries the images of each checkpoint on the others. Attacks the first
+one also with report A's noise, optimised for each image, and report B's, one for all images.
+Prints tables; saves figures/adversarial_NAME_*.png and, with every printed number,
+figures/adversarial_NAME.json. Epsilons are in 1/255; those of L2 norms in pixel values, 0 to 1.
 """
 
 import time
@@ -17,9 +17,9 @@ from common import options
 from common.files import ROOT, output_folders
 
 SETTINGS = (
-    "epsilons", "l2_epsilons", "steps", "restarts", "ensemble_epsilons", "ensemble_l2_epsilons",
-    "ensemble_steps", "queries", "images", "norm", "c", "target", "noise_steps", "epsilon",
-    "universal_steps",
+    "per_class", "epsilons", "l2_epsilons", "steps", "restarts", "ensemble_epsilons",
+    "ensemble_l2_epsilons", "ensemble_steps", "queries", "images", "norm", "c", "target",
+    "noise_steps", "epsilon", "universal_steps",
 )  # fmt: skip
 
 
@@ -59,7 +59,8 @@ def main(args):
     classes = split.classes
     require_match(paths, checkpoints, classes, split.image_size)
     pairs = robustness.class_pairs(args.pairs, classes)
-    test = robustness.to_attack(split.test, device)
+    positions = robustness.sample_per_class(split.test.labels, args.per_class, args.seed)
+    test = robustness.to_attack(split.test.select(positions), device)
     train = LabelledImages(split.train.images[:].to(device), split.train.labels.to(device))
     networks = {name: checkpoint.network for name, checkpoint in checkpoints.items()}
     for name, network in networks.items():
@@ -72,12 +73,13 @@ def main(args):
     if fallback:
         print("There is no models/best.pt: attacking models/baseline.pt.")
     print(split_text(split))
+    print(tables.attacked_text(len(positions), len(split.test.labels), args.per_class))
     settings = Settings(*(getattr(args, name) for name in Settings.__annotations__))
     budget = Budget(args.ensemble_steps, args.queries)
     of_ensemble = {"linf": args.ensemble_epsilons, "l2": args.ensemble_l2_epsilons}
     attacks, files = {}, dict(zip(checkpoints, paths, strict=True))
     for name, checkpoint in checkpoints.items():
-        print(f"\n== {options.display_path(files[name])} on {len(test.labels)} test images ==")
+        print(f"\n== {options.display_path(files[name])} on {len(positions)} test images ==")
         if warning := caution(checkpoint, split):
             print(warning)
         attacks[name] = attack_network(
@@ -103,8 +105,8 @@ def main(args):
     print(f"\n== {first}: one noise for all images, epsilon {args.epsilon:g}/255 ==")
     universals, learned = {}, {}
     for name, noise, measured in noise_robustness.measure_universal_noise(
-        network, train, test, classes,
-        epsilon=args.epsilon / 255, steps=args.universal_steps, seed=args.seed,
+        network, train, test, classes, epsilon=args.epsilon / 255,
+        steps=args.universal_steps, per_class=args.per_class, seed=args.seed,
     ):  # fmt: skip
         universals[name], learned[name] = measured, noise
     print(tables.universal_noise_text(universals), flush=True)
@@ -119,22 +121,18 @@ def main(args):
     sprite = Path(f"{prefix}_examples.png")
     examples = save_examples(sprite, subject, settings)
     if args.save_images:
-        given = (args.save_images, networks, attacks, test, classes)
+        given = (args.save_images, networks, attacks, test, positions, classes)
         saved.append(save_adversarial_images(*given))
     seconds, threads = time.perf_counter() - start, torch.get_num_threads()
     print(f"\n{seconds:.0f} s in all, on {device}, {threads} thread(s)")
     result = save_result(
-        Path(f"{prefix}.json"),
-        data=split.record(),
-        seed=args.seed,
-        device=str(device),
-        seconds=seconds,
-        threads=threads,
+        Path(f"{prefix}.json"), data=split.record(), seed=args.seed, device=str(device),
+        seconds=seconds, threads=threads, attacked=positions.tolist(),
         settings={name: getattr(args, name) for name in SETTINGS},
         checkpoints={name: c.record(files[name]) for name, c in checkpoints.items()},
         **attack_record(attacks, transferred, noises, universals, test.labels, classes),
         examples=examples,
-    )
+    )  # fmt: skip
     options.print_saved(*saved, sprite, result)
 
 

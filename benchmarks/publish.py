@@ -233,7 +233,9 @@ def made(folder, name):
     record = _read(folder, name)
     data, versions = record["data"], record["versions"]
     part = "train" if "audit" in record else "test"  # what the numbers are about
-    judged = f"{sum(data[f'{part}_counts']):,} {part} images of {data['source']}"
+    # Of the test images adversarial.py may take a sample.
+    n = len(record["attacked"]) if "attacked" in record else sum(data[f"{part}_counts"])
+    judged = f"{n:,} {part} images of {data['source']}"
     seeds = record.get("comparison", {}).get("seeds", 1)
     networks = len(record.get("curves") or record.get("networks", ()))
     runs = f"{networks} networks" if networks else f"{seeds} seed{'s' if seeds > 1 else ''}"

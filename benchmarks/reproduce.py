@@ -36,8 +36,8 @@ REMEDIES = " ".join(["original", *FIELD])
 LONG_TAIL = "--classes all --train-counts exp:100"
 # The table shows PGD and the ensemble; of the other attacks adversarial.py makes little here.
 ROBUST_ATTACKS = (
-    "--test-counts full --epsilons 0 4 --ensemble-epsilons 4 --images 3 --noise-steps 5"
-    " --universal-steps 2"
+    "--test-counts full --per-class all --epsilons 0 4 --ensemble-epsilons 4 --images 3"
+    " --noise-steps 5 --universal-steps 2"
 )
 SPEED = "benchmarks/run.py"  # its results go to benchmarks/, beside those of other processors
 # What takes the place of options in --quick, which would need minutes with them.
@@ -269,7 +269,8 @@ STAGES = {
             Command("three", "train.py original best robust --test-counts full"),
             Command(
                 "three",
-                "adversarial.py models/best.pt models/robust.pt models/original.pt",
+                "adversarial.py models/best.pt models/robust.pt models/original.pt"
+                " --per-class all",
                 figures(
                     "adversarial_best.json",
                     *(f"adversarial_best_{kind}.png" for kind in ATTACK_FIGURES),

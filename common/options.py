@@ -280,8 +280,15 @@ def add_recipe(parser: argparse.ArgumentParser, without: str | None = None) -> N
 def add_attacks(parser: argparse.ArgumentParser) -> None:
     """Add the options of adversarial.py."""
     bound, l2_bound = number(float, least=0, most=255), number(float, least=0, most=1000)
+
+    def count_or_all(given: str) -> int | str:
+        return given if given == "all" else POSITIVE(given)
+
     # fmt: off
     add = parser.add_argument_group("attacks on every network").add_argument
+    add("--per-class", type=count_or_all, metavar="N", default=200,
+        help="attack at most N test images of each class, a random sample, or all (default:"
+        " %(default)s)")
     add("--epsilons", nargs="+", type=bound, metavar="E", default=[0, 1, 2, 4, 8, 16, 32],
         help="epsilons of the L-infinity attacks, in 1/255 (default: 0 1 2 4 8 16 32)")
     add("--l2-epsilons", nargs="+", type=l2_bound, metavar="E", default=[0.125, 0.25, 0.5, 1],
@@ -305,8 +312,7 @@ def add_attacks(parser: argparse.ArgumentParser) -> None:
         help="save the ensemble's images as PNG files, with a table in images.csv (default:"
         " do not)")
     add = parser.add_argument_group("attacks on the first network").add_argument
-    add("--images", metavar="N", default=30,
-        type=lambda given: given if given == "all" else POSITIVE(given),
+    add("--images", metavar="N", default=30, type=count_or_all,
         help="number of images with optimised noise, or all (default: %(default)s)")
     add("--norm", choices=("l1", "l2"), default="l1",
         help="norm of the optimised noise (default: %(default)s)")

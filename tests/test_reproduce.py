@@ -172,6 +172,7 @@ def test_numbers_are_those_of_their_files(tmp_path):
         json.dumps({
             "data": data, "command": "adversarial.py", "processor": "p", "date": "today",
             "versions": {"torch": "2.14"},
+            "attacked": list(range(7)),
             "curves": {name: {"PGD": {"results": {"4": {"report": r}}}}
                        for name, r in zip("xy", attacked, strict=True)},
             "strength": {name: {"linf": {"ensemble": {"4": {"stages": {"a": {"report": r}}}}}}
@@ -198,7 +199,7 @@ def test_numbers_are_those_of_their_files(tmp_path):
         " processor, 2026-11-29.*",
     }
     expected["made", "c"] = (
-        "*`adversarial.py`: 10 test images of photos, 2 networks, PyTorch 2.14, p, today.*"
+        "*`adversarial.py`: 7 test images of photos, 2 networks, PyTorch 2.14, p, today.*"
     )
     both = {"left": {"ours": 0.5, "theirs": 0.25}, "seconds": {"ours": 1.26, "theirs": 20}}
     ours = {"left": {"ours": 0}, "seconds": {"ours": 3}}

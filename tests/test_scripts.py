@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -302,6 +303,10 @@ def test_attacked_networks_are_compared(in_process, two_checkpoints, tmp_path):
         result["universal"]["balanced"]["test"]["report"]["accuracy"],
     )}  # fmt: skip
     assert in_tables <= numbers_of(page)
+    n = len(result["attacked"])
+    assert n == sum(result["data"]["test_counts"])
+    assert f"Attacked: all {n} test images." in done.stdout
+    assert page.count(f"On {n} test images.") == 8  # by network, norm and metric
     for curve in result["curves"]["one"].values():
         for outcome in curve["results"].values():
             assert outcome["attacked"] >= outcome["flipped"]
@@ -326,8 +331,15 @@ def test_adversarial_images_are_saved_as_a_folder_of_images(in_process, tmp_path
     """Each file is what its row says, for a program that reads the files alone."""
     folder, path = tmp_path / "images", ROOT / "models/best.pt"
     options = ("--ensemble-l2-epsilons", 1, "--save-images", folder, "--output-dir", tmp_path)
-    done = in_process("adversarial.py", path, *DRY_RUN, *options)
+    done = in_process("adversarial.py", path, *DRY_RUN, *options, "--per-class", 9)
     assert done.returncode == 0, done.stderr
+    test = load("synthetic", dry_run=True).test
+    taken = [min(count, 9) for count in test.counts(3)]
+    n, whole = sum(taken), len(test.labels)
+    assert n < whole
+    assert f"Attacked: {n} of {whole} test images, at most 9 of each class" in done.stdout
+    positions = read(tmp_path / "figures/adversarial_best.json")["attacked"]
+    assert test.select(torch.tensor(positions)).counts(3) == taken
     with (folder / "images.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert {row["file"] for row in rows} == {
@@ -343,6 +355,15 @@ def test_adversarial_images_are_saved_as_a_folder_of_images(in_process, tmp_path
         for row in of_norm:
             assert row["file"].startswith(f"best-{norm}-{epsilon}/{row['label']}/")
             image = pil_to_tensor(Image.open(folder / row["file"]))
+            position = int(Path(row["file"]).stem)
+            assert position == int(row["image"])
+            assert ("car", "truck", "cat")[test.labels[position]] == row["label"]
+            changed = (image.float() - test.images[position].float()).flatten()
+            # Rounding changes each value by at most half a step.
+            size, more = changed.abs().max(), 0
+            if norm == "l2":
+                size, more = changed.norm() / 255, 0.5 / 255 * changed.numel() ** 0.5
+            assert size <= float(epsilon) + more
             k = int(predict(network, image[None]).argmax())
             assert ("car", "truck", "cat")[k] == row["prediction"]
             assert (row["prediction"] != row["label"]) == (row["fools"] == "yes")

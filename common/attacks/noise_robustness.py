@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from common.attacks.gradients import logits_of
 from common.attacks.optimised_noise import minimise, optimise
-from common.attacks.robustness import next_class, noise_norms
+from common.attacks.robustness import next_class, noise_norms, sample_per_class
 from common.attacks.universal_noise import universal
 from common.dataset.split import LabelledImages
 from common.metrics.intervals import proportion_interval
@@ -65,16 +65,21 @@ def measure_optimised_noise(
 
 def measure_universal_noise(
     network: nn.Module, train: LabelledImages, test: LabelledImages, classes: Sequence[str], *,
-    epsilon: float, steps: int, seed: int,
+    epsilon: float, steps: int, per_class: int | str, seed: int,
 ) -> Iterator[tuple[str, torch.Tensor | None, dict[str, Any]]]:  # fmt: skip
     """Yield a name, a universal noise and its measurements, starting without noise (None).
 
     The noises, (1, 3, S, S), are report B's, bounded and unbounded, and a bounded one learned
-    from equal shares of the classes. Each noise is learned on train and measured on train and
-    test: its measurements are, for each part, a Report and the share of predictions that the
-    noise changes. epsilon: the bound, in [0, 1].
+    from equal shares of the classes. Each noise is learned on train, and measured on test and
+    on a sample of train, at most per_class images of each class, or "all": its measurements
+    are, for each part, a Report and the share of predictions that the noise changes. epsilon:
+    the bound, in [0, 1].
     """
     targets = next_class(train.labels, len(classes))
+    measured_on = {
+        "train": train.select(sample_per_class(train.labels, per_class, seed)),
+        "test": test,
+    }
     clean = {}
     for name, arguments in (
         ("no noise", None),
@@ -87,7 +92,7 @@ def measure_universal_noise(
             generator = torch.Generator().manual_seed(seed)
             noise = universal(network, *train, steps=steps, generator=generator, **arguments)
         measured = {}
-        for part_name, part in (("train", train), ("test", test)):
+        for part_name, part in measured_on.items():
             x = to_pixel_space(part.images)
             x = x if noise is None else (x + noise).clamp(0, 1)
             predictions = logits_of(network, x).argmax(1)

@@ -204,14 +204,33 @@ def sample(
         raise InputError(
             "every correctly classified image is of its target class; choose another --target"
         )
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(labels), generator=generator)
+    order = _random_order(labels, seed)
     order = order[usable[order]]
     if n == "all":
         return order.sort().values
-    ordered_labels = labels.cpu()[order]
-    rank = torch.empty_like(order)  # of each image within its class
-    for k in ordered_labels.unique():
-        rank[ordered_labels == k] = torch.arange(int((ordered_labels == k).sum()))
     # The first image of each class, then the second of each, and so on.
-    return order[rank.argsort(stable=True)][:n].sort().values
+    ranks = _ranks_within_class(labels.cpu()[order])
+    return order[ranks.argsort(stable=True)][:n].sort().values
+
+
+def sample_per_class(labels: torch.Tensor, n: int | str, seed: int) -> torch.Tensor:
+    """Return the positions, in order, of a random sample of at most n images of each class.
+
+    labels: (N,). n: a number, or "all".
+    """
+    if n == "all":
+        return torch.arange(len(labels))
+    order = _random_order(labels, seed)
+    return order[_ranks_within_class(labels.cpu()[order]) < n].sort().values
+
+
+def _random_order(labels: torch.Tensor, seed: int) -> torch.Tensor:
+    return torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+
+
+def _ranks_within_class(labels: torch.Tensor) -> torch.Tensor:
+    """Return how many labels before each one, (N,), are the same."""
+    ranks = torch.empty_like(labels)
+    for k in labels.unique():
+        ranks[labels == k] = torch.arange(int((labels == k).sum()))
+    return ranks

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from torch import nn
 from torchvision.transforms.functional import to_pil_image
 
@@ -21,14 +22,15 @@ def save_adversarial_images(
     networks: dict[str, nn.Module],
     attacks: dict[str, NetworkAttacks],
     test: LabelledImages,
+    positions: torch.Tensor,
     classes: Sequence[str],
 ) -> Path:
     """Save the ensemble's images as PNG files in `folder`; return the path of their table.
 
     The images that a network classifies correctly without noise, at each epsilon, are in
     NETWORK-NORM-EPSILON/CLASS/, which is a folder of images as --data takes it. CLASS is the
-    label, and the file's name the position among the test images. The table, images.csv, has a
-    row for each: prediction is the network's for the saved image.
+    label, and the file's name the position among the test images, from `positions` (N,). The
+    table, images.csv, has a row for each: prediction is the network's for the saved image.
     """
     rows = []
     for name, network in networks.items():
@@ -39,11 +41,12 @@ def save_adversarial_images(
                 subfolder = f"{name}-{strength.norm}-{epsilon}"
                 for i in attacked:
                     label, prediction = classes[test.labels[i]], classes[predictions[i]]
-                    file = Path(subfolder, label, f"{i:05d}.png")
+                    position = int(positions[i])
+                    file = Path(subfolder, label, f"{position:05d}.png")
                     (folder / file).parent.mkdir(parents=True, exist_ok=True)
                     with atomic_write(folder / file) as temporary:
                         to_pil_image(result.rounded[i].cpu()).save(temporary, "PNG")
-                    values = (file.as_posix(), name, strength.norm, epsilon, i, label)
+                    values = (file.as_posix(), name, strength.norm, epsilon, position, label)
                     values += (prediction, "yes" if prediction != label else "no")
                     rows.append(dict(zip(COLUMNS, values, strict=True)))
     return save_table(folder / "images.csv", rows, COLUMNS)

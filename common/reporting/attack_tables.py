@@ -11,6 +11,16 @@ from common.reporting.evaluation_tables import SUMMARIES, recall_columns, report
 from common.reporting.tables import short_names, side_by_side, text_table, with_interval
 
 
+def attacked_text(attacked: int, images: int, most: int | str) -> str:
+    """Return how many of the test images are attacked, at most `most` of each class."""
+    if attacked == images:
+        return f"Attacked: all {images:,} test images."
+    return (
+        f"Attacked: {attacked:,} of {images:,} test images, at most {most} of each class\n"
+        "(--per-class all takes all)."
+    )
+
+
 def curve_text(curve: AttackCurve) -> str:
     """Return what an attack did: for each epsilon scores and noise, and the recalls."""
     attacked = next(iter(curve.results.values())).attacked

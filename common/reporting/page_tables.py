@@ -255,7 +255,9 @@ def _curve_tables(network: str, curves: dict[str, Any]) -> list[Table]:
                 for name, curve in of_unit.items()
             ]
             caption = f"{network}: {SUMMARIES[metric]} by {title}, with 95% intervals"
-            tables.append(Table(caption, headers, rows))
+            *_, last = first["results"].values()
+            notes = [f"On {sum(last['report']['support']):,} test images."]
+            tables.append(Table(caption, headers, rows, notes))
     reports = {epsilon: r["report"] for epsilon, r in curves["PGD"]["results"].items()}
     first, *_ = reports.values()
     rows = [

@@ -12,7 +12,7 @@ from common.attacks.fgsm import fgsm
 from common.attacks.gradients import logits_of
 from common.attacks.optimised_noise import minimise, optimise
 from common.attacks.pgd import pgd
-from common.attacks.robustness import class_pairs, make_targets, sample
+from common.attacks.robustness import class_pairs, make_targets, sample, sample_per_class
 from common.attacks.table import ATTACKS, Attack, Settings
 from common.attacks.universal_noise import universal
 from common.dataset.split import LabelledImages
@@ -188,9 +188,10 @@ def test_optimised_noise_is_measured_for_two_starts_and_several_c(monkeypatch, c
     assert rows["C = 0.01"]["fooled"] > rows["C = 3"]["fooled"] == 0
 
 
-def test_universal_noise_is_measured_on_both_parts():
+@pytest.mark.parametrize(("per_class", "measured_of_train"), [("all", 16), (4, 11)])
+def test_universal_noise_is_measured_on_both_parts(per_class, measured_of_train):
     train, test = random_part((9, 4, 3)), LabelledImages(X, Y)
-    options = {"epsilon": 0.1, "steps": 2, "seed": 3}
+    options = {"epsilon": 0.1, "steps": 2, "per_class": per_class, "seed": 3}
     seen = []
     with NETWORK.register_forward_hook(lambda _m, inputs, _y: seen.append(inputs[0])):
         rows = list(
@@ -211,7 +212,9 @@ def test_universal_noise_is_measured_on_both_parts():
         else:
             options = arguments[name] | {"steps": 2, "generator": generator(3)}
             assert torch.equal(noise, universal(NETWORK, *train, **options))
-        for part_name, part in (("train", train), ("test", test)):
+        of_train = train.select(sample_per_class(labels, per_class, 3))
+        assert len(of_train.labels) == measured_of_train
+        for part_name, part in (("train", of_train), ("test", test)):
             x = to_pixel_space(part.images)
             before = logits_of(NETWORK, x).argmax(1)
             after = logits_of(NETWORK, x if noise is None else (x + noise).clamp(0, 1)).argmax(
@@ -238,6 +241,21 @@ def test_a_sample_has_equal_numbers_of_all_classes():
     with pytest.raises(InputError, match=f"^{message}$"):
         sample(NETWORK, part, Y, 6, 0)
     check_seed(lambda seed: sample(NETWORK, part, TARGETS, 12, seed))
+
+
+def test_a_sample_per_class_has_at_most_so_many_of_each():
+    labels = torch.tensor([0] * 30 + [2] * 3 + [1] * 7 + [0] * 30)
+    for most, counts in ((5, [5, 5, 3]), (1, [1, 1, 1]), (59, [59, 7, 3]), (60, [60, 7, 3])):
+        chosen = sample_per_class(labels, most, 0)
+        assert torch.bincount(labels[chosen]).tolist() == counts
+        assert (chosen.diff() > 0).all()
+    assert sample_per_class(labels, "all", 0).tolist() == list(range(70))
+    # Each image of a class is as likely as the others.
+    drawn = torch.cat([sample_per_class(labels, 6, seed) for seed in range(500)])
+    times = torch.bincount(drawn, minlength=70)
+    assert 25 < min(times[labels == 0]) <= max(times[labels == 0]) < 85  # 50 expected
+    assert set(times[labels == 2].tolist()) == {500}
+    check_seed(lambda seed: sample_per_class(labels, 5, seed))
 
 
 def test_images_to_attack_are_in_pixel_space_and_channels_last():
