@@ -136,6 +136,28 @@ def robust_stage():
     return Stage("adversarial training, each loss against imbalance", commands, quick=2)
 
 
+def peers_stage():
+    """Return the stage of other libraries' attacks, on networks of three, four and ten classes.
+
+    AutoAttack's standard version needs four.
+    """
+
+    def attacks(folder, name, rest, published):
+        line = f"benchmarks/attacks.py models/{name}.pt {rest} --threads 1"
+        return Command(folder, line, figures(("attack_peers.json", f"peers_{published}.json")))
+
+    commands = [
+        attacks("three", name, "--only pgd ensemble", name) for name in ("best", "robust")
+    ]
+    for folder, classes in (("four", "automobile truck cat dog"), ("ten", "all")):
+        images = f"--classes {classes} --train-counts exp:10"
+        commands += [
+            Command(folder, f"train.py original {images}"),
+            attacks(folder, "original", f"{images} --only ensemble", folder),
+        ]
+    return Stage("the attacks beside those of torchattacks and foolbox", commands, quick=1)
+
+
 STAGES = {
     "data": Stage(
         "what is in the images",
@@ -278,17 +300,7 @@ STAGES = {
             ),
         ],
     ),
-    "peers": Stage(
-        "the attacks beside those of torchattacks and foolbox",
-        [
-            Command(
-                "three",
-                "benchmarks/attacks.py models/best.pt models/robust.pt --only pgd ensemble"
-                " --threads 1",
-                figures("attack_peers.json"),
-            )
-        ],
-    ),
+    "peers": peers_stage(),
     "speed": Stage(
         "how long it takes beside the reports' loop", [Command("speed", SPEED)], quick=0
     ),

@@ -136,7 +136,7 @@ def legend(comparison: Comparison, ranked_by: str = RANKED_BY) -> list[str]:
     if len(comparison.summaries) == 1:
         return sentences
     sentences.append(
-        f"P(best): the probability that no other recipe of the table has a higher {ranked_by},"
+        f"P(best): the probability that no other row of the table has a higher {ranked_by},"
         f" from draws {'that cover both' if seeds > 1 else 'of the test images'}."
     )
     if seeds > 1:
