@@ -2,7 +2,7 @@
 
     python adversarial.py [CHECKPOINT ...]
 
-Attacks each checkpoint on the test images, of each class at most 200: with the attacks of
+Attacks each checkpoint on the test images, of each class at most 150: with the attacks of
 common/attacks/table.py, with the ensemble of attacks (common/attacks/ensemble.py), and with the
 smallest noise that fools. Tries the images of each checkpoint on the others. Attacks the first
 one also with report A's noise, optimised for each image, and report B's, one for all images.

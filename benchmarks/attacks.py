@@ -50,6 +50,7 @@ def main(args):
         network = load_checkpoint(path, device).network
         network.to(memory_format=torch.channels_last)
         x, y, targets = images_to_attack(network, test, args.images)
+        warm_up(network, x, y)
         tables = networks[path.stem] = {}
         for name in args.only:
             print(f"\n{options.display_path(path)}: {name}, {len(x)} images", flush=True)
@@ -75,6 +76,17 @@ def images_to_attack(network, test, n):
     targets = next_class(test.labels, network.head.out_features)
     at = sample(network, test, targets, n, 0)
     return test.images[at], test.labels[at], targets[at]
+
+
+def warm_up(network, x, y):
+    """Compute gradients as ours and theirs do: the first ones of a batch size take longer."""
+    import torch
+
+    from common.attacks.gradients import gradient
+
+    gradient(network, x, y)
+    whole = x.clone().requires_grad_()
+    torch.autograd.grad(network(whole).sum(), whole)
 
 
 def text_of(row):

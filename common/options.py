@@ -286,7 +286,7 @@ def add_attacks(parser: argparse.ArgumentParser) -> None:
 
     # fmt: off
     add = parser.add_argument_group("attacks on every network").add_argument
-    add("--per-class", type=count_or_all, metavar="N", default=200,
+    add("--per-class", type=count_or_all, metavar="N", default=150,
         help="attack at most N test images of each class, a random sample, or all (default:"
         " %(default)s)")
     add("--epsilons", nargs="+", type=bound, metavar="E", default=[0, 1, 2, 4, 8, 16, 32],
@@ -312,7 +312,7 @@ def add_attacks(parser: argparse.ArgumentParser) -> None:
         help="save the ensemble's images as PNG files, with a table in images.csv (default:"
         " do not)")
     add = parser.add_argument_group("attacks on the first network").add_argument
-    add("--images", metavar="N", default=30, type=count_or_all,
+    add("--images", metavar="N", default=20, type=count_or_all,
         help="number of images with optimised noise, or all (default: %(default)s)")
     add("--norm", choices=("l1", "l2"), default="l1",
         help="norm of the optimised noise (default: %(default)s)")

@@ -8,7 +8,7 @@ from typing import Any
 
 from common import files
 from common.dataset.split import Split
-from common.metrics.comparison import Comparison, compare
+from common.metrics.comparison import compare
 from common.reporting.race_tables import (
     PUBLISHED,
     RANKED_BY,
@@ -52,8 +52,7 @@ def report_race(
     saved = []
     if comparison is not None:
         figure = path.with_suffix(".png")
-        ends = _ends(comparison)
-        saved.append(recipes_compared(figure, comparison, RANKED_BY, split, ends))
+        saved.append(recipes_compared(figure, comparison, RANKED_BY, split))
     saved.append(files.write_text(path.with_suffix(".md"), race_markdown(race)))
     both = [result for ended in (*grid.values(), *finals.values()) for _, result in ended]
     saved.append(
@@ -125,11 +124,3 @@ def _not_compared(
         if seeds:
             sentences.append(f"{name} is left out: it diverged with seed {', '.join(seeds)}.")
     return sentences
-
-
-def _ends(comparison: Comparison) -> tuple[float, float]:
-    """Return the range of the figure's axis: that of the intervals, and a margin."""
-    intervals = [metrics[RANKED_BY].interval for metrics in comparison.summaries.values()]
-    low, high = min(low for low, _ in intervals), max(high for _, high in intervals)
-    margin = 0.04 * (high - low)
-    return low - margin, high + margin

@@ -113,16 +113,10 @@ def run_figures(
     ]
 
 
-def recipes_compared(
-    path: Path,
-    comparison: Comparison,
-    metric: str,
-    split: Split,
-    ends: tuple[float, float] = (-0.05, 1.02),
-) -> Path:
+def recipes_compared(path: Path, comparison: Comparison, metric: str, split: Split) -> Path:
     """Draw one dot and 95% interval for each recipe, the best at the top.
 
-    ends: the range of the metric's axis.
+    The axis of the metric has the range of the intervals, and a margin.
     """
     summaries, seeds = comparison.summaries, comparison.seeds
     ranked = sorted(summaries, key=lambda name: summaries[name][metric].mean)
@@ -145,7 +139,10 @@ def recipes_compared(
             ha="center", fontsize=7,
         )  # fmt: skip
     axes.set_yticks(range(len(ranked)), ranked)
-    axes.set_xlim(*ends)
+    intervals = [summaries[name][metric].interval for name in ranked]
+    low, high = min(low for low, _ in intervals), max(high for _, high in intervals)
+    margin = 0.04 * (high - low)
+    axes.set_xlim(low - margin, high + margin)
     axes.set_ylim(-0.6, len(ranked) - 0.3)
     axes.set_xlabel(metric)
     axes.grid(axis="x", alpha=0.3)

@@ -347,9 +347,9 @@ def test_the_intervals_of_recipes_with_several_seeds_are_those_of_the_mean(draw)
     comparison = compare({"original": [RUN, RUN]}, PART.labels.numpy())
     figure = draw(training_figures.recipes_compared, comparison, "G-mean", SPLIT)
     assert figure.get_suptitle().endswith("95% interval of the mean of 2 seeds")
-    ends = (0.2, 0.4)
-    figure = draw(training_figures.recipes_compared, comparison, "G-mean", SPLIT, ends)
-    assert figure.axes[0].get_xlim() == ends
+    low, high = comparison.summaries["original"]["G-mean"].interval
+    margin = 0.04 * (high - low)
+    assert figure.axes[0].get_xlim() == pytest.approx((low - margin, high + margin))
 
 
 def test_noise_is_shown_around_grey():
