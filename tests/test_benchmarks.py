@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib.util
 import json
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from conftest import EMPTY, is_one_line
 
-from benchmarks import publish, reference, sections
+from benchmarks import attacks, publish, reference, sections
 from common.dataset.load import load
 from common.dataset.split import LabelledImages
 from common.files import ROOT
@@ -217,6 +218,30 @@ def test_attacks_are_compared_on_the_same_images(in_process, tmp_path):
     table = publish.peers(results, "attack_peers", "best").splitlines()
     assert len(table) == 2 + 4 + 3 * 6
     assert "| all " in table[-1]
+
+
+def test_attacks_that_are_timed_often_run_in_turns_and_the_fewest_seconds_count(monkeypatch):
+    runs, seconds = [], iter([5, 2, 1, 7])
+    monkeypatch.setattr(attacks, "timed", lambda run: (run(), next(seconds)))
+    images = {"ours": torch.zeros(4, 1), "theirs": torch.ones(4, 1)}
+    network = torch.nn.Linear(1, 2)
+    torch.nn.init.eye_(network.weight[1:])  # class 1 if the image is 1
+    torch.nn.init.zeros_(network.weight[:1])
+    network.bias.data = torch.tensor([0.5, 0])
+
+    def run(whose):
+        runs.append(whose)
+        return images[whose]
+
+    by_whose = {whose: partial(run, whose) for whose in images}
+    labels = torch.tensor([0, 0, 0, 1])
+    row, found = attacks.compare("a", 4, network, labels, by_whose, times=2)
+    assert runs == ["ours", "theirs", "ours", "theirs"]
+    assert row == {
+        "attack": "a", "epsilon": "4/255",
+        "left": {"ours": 0.75, "theirs": 0.25}, "seconds": {"ours": 1, "theirs": 2},
+    }  # fmt: skip
+    assert found == images
 
 
 def test_without_a_library_to_compare_with_there_is_one_line(in_process, monkeypatch):
