@@ -172,7 +172,7 @@ def peers(folder, name, network):
     """Return what attacks of several libraries leave of a network, as a table."""
     record = _read(folder, name)
     tables = record["networks"][network]
-    rows = [row for comparison in ("pgd", "ensemble") for row in tables[comparison]]
+    rows = [row for comparison in ("pgd", "ensemble") for row in tables.get(comparison, ())]
     libraries = list(rows[0]["left"])
 
     def cell(row, library):

@@ -207,7 +207,13 @@ def test_numbers_are_those_of_their_files(tmp_path):
         "pgd": [{"attack": "PGD", "epsilon": "1/255"} | both],
         "ensemble": [{"attack": "Square", "epsilon": "2/255"} | ours],
     }
-    (folder / "d.json").write_text(json.dumps({"images": 7, "networks": {"net": rows}}))
+    networks = {"net": rows, "without": {"ensemble": rows["ensemble"]}}
+    (folder / "d.json").write_text(json.dumps({"images": 7, "networks": networks}))
+    expected["peers", "d", "without"] = (
+        "| `without`, 7 images | epsilon | ours         |\n"
+        "| ------------------- | ------- | ------------ |\n"
+        "| Square              | 2/255   | 0.000, 3.0 s |"
+    )
     expected["peers", "d", "net"] = (
         "| `net`, 7 images | epsilon | ours         | theirs        |\n"
         "| --------------- | ------- | ------------ | ------------- |\n"
