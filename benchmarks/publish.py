@@ -233,15 +233,18 @@ def made(folder, name):
     record = _read(folder, name)
     data, versions = record["data"], record["versions"]
     part = "train" if "audit" in record else "test"  # what the numbers are about
-    # Of the test images adversarial.py may take a sample.
-    n = len(record["attacked"]) if "attacked" in record else sum(data[f"{part}_counts"])
+    n = sum(data[f"{part}_counts"])
+    if "attacked" in record:  # adversarial.py may take a sample of the test images
+        n = len(record["attacked"])
+    elif "networks" in record:  # and so does benchmarks/attacks.py
+        n = record["images"]
     judged = f"{n:,} {part} images of {data['source']}"
     seeds = record.get("comparison", {}).get("seeds", 1)
     networks = len(record.get("curves") or record.get("networks", ()))
-    runs = f"{networks} networks" if networks else f"{seeds} seed{'s' if seeds > 1 else ''}"
+    kind, runs = ("network", networks) if networks else ("seed", seeds)
     command = record["command"].removesuffix(" --output-dir .")  # where reproduce.py wants it
     return (
-        f"*`{command}`: {judged}, {runs}, PyTorch"
+        f"*`{command}`: {judged}, {runs} {kind}{'s' if runs > 1 else ''}, PyTorch"
         f" {versions['torch']}, {record['processor']}, {record['date']}.*"
     )
 

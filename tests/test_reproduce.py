@@ -208,7 +208,14 @@ def test_numbers_are_those_of_their_files(tmp_path):
         "ensemble": [{"attack": "Square", "epsilon": "2/255"} | ours],
     }
     networks = {"net": rows, "without": {"ensemble": rows["ensemble"]}}
-    (folder / "d.json").write_text(json.dumps({"images": 7, "networks": networks}))
+    made = {"data": data, "command": "attacks.py", "processor": "p", "date": "today"}
+    made |= {"versions": {"torch": "2.14"}, "images": 7}
+    (folder / "d.json").write_text(json.dumps(made | {"networks": networks}))
+    (folder / "e.json").write_text(json.dumps(made | {"networks": {"net": rows}}))
+    expected["made", "d"] = (
+        "*`attacks.py`: 7 test images of photos, 2 networks, PyTorch 2.14, p, today.*"
+    )
+    expected["made", "e"] = expected["made", "d"].replace("2 networks", "1 network")
     expected["peers", "d", "without"] = (
         "| `without`, 7 images | epsilon | ours         |\n"
         "| ------------------- | ------- | ------------ |\n"
