@@ -17,7 +17,7 @@ def attacked_text(attacked: int, images: int, most: int | str) -> str:
         return f"Attacked: all {images:,} test images."
     return (
         f"Attacked: {attacked:,} of {images:,} test images, at most {most} of each class\n"
-        "(--per-class all takes all)."
+        "(--per-class all takes all); the scores are of these images."
     )
 
 
