@@ -73,7 +73,7 @@ def main(args):
     if fallback:
         print("There is no models/best.pt: attacking models/baseline.pt.")
     print(split_text(split))
-    print(tables.attacked_text(len(positions), len(split.test.labels), args.per_class))
+    print(tables.sample_text(len(positions), len(split.test.labels), args.per_class))
     settings = Settings(*(getattr(args, name) for name in Settings.__annotations__))
     budget = Budget(args.ensemble_steps, args.queries)
     of_ensemble = {"linf": args.ensemble_epsilons, "l2": args.ensemble_l2_epsilons}
@@ -127,7 +127,7 @@ def main(args):
     print(f"\n{seconds:.0f} s in all, on {device}, {threads} thread(s)")
     result = save_result(
         Path(f"{prefix}.json"), data=split.record(), seed=args.seed, device=str(device),
-        seconds=seconds, threads=threads, attacked=positions.tolist(),
+        seconds=seconds, threads=threads, images=len(positions), positions=positions.tolist(),
         settings={name: getattr(args, name) for name in SETTINGS},
         checkpoints={name: c.record(files[name]) for name, c in checkpoints.items()},
         **attack_record(attacks, transferred, noises, universals, test.labels, classes),

@@ -24,7 +24,7 @@ from common.files import ROOT
 PGD_EPSILONS = 1, 2, 4, 8  # in 1/255
 ENSEMBLE_EPSILONS = 2, 4, 8
 PGD_STEPS = 10
-PGD_TIMES = 3  # it takes few seconds, which other work on the machine would change
+PGD_TIMES = 3  # it takes a few seconds: other work on the machine would change one measurement
 NOISE_STEPS = 300  # of each round
 # Gradients of each attack of the ensemble, and network evaluations of Square.
 STEPS, QUERIES = 100, 1000

@@ -233,11 +233,8 @@ def made(folder, name):
     record = _read(folder, name)
     data, versions = record["data"], record["versions"]
     part = "train" if "audit" in record else "test"  # what the numbers are about
-    n = sum(data[f"{part}_counts"])
-    if "attacked" in record:  # adversarial.py may take a sample of the test images
-        n = len(record["attacked"])
-    elif "networks" in record:  # and so does benchmarks/attacks.py
-        n = record["images"]
+    # "images": of the test images attacks may be tried on a sample.
+    n = record.get("images", sum(data[f"{part}_counts"]))
     judged = f"{n:,} {part} images of {data['source']}"
     seeds = record.get("comparison", {}).get("seeds", 1)
     networks = len(record.get("curves") or record.get("networks", ()))

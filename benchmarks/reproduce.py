@@ -140,11 +140,11 @@ def robust_stage():
         Command("three", train("robust"), network("robust")),
         attack("robust", "--per-class all", "attacked_robust.json"),
     ]
-    for name in ("robust", *ROBUST_VARIANTS):
-        commands += [
-            *([] if name == "robust" else [Command("three", train(name))]),
-            attack(name, "--per-class 200 --queries 200", f"losses_{name}.json"),
-        ]
+    commands += [Command("three", train(name)) for name in ROBUST_VARIANTS]
+    commands += [
+        attack(name, "--per-class 200 --queries 200", f"losses_{name}.json")
+        for name in ("robust", *ROBUST_VARIANTS)
+    ]
     return Stage("adversarial training, each loss against imbalance", commands, quick=2)
 
 

@@ -172,7 +172,7 @@ def test_numbers_are_those_of_their_files(tmp_path):
         json.dumps({
             "data": data, "command": "adversarial.py", "processor": "p", "date": "today",
             "versions": {"torch": "2.14"},
-            "attacked": list(range(7)),
+            "images": 7,
             "curves": {name: {"PGD": {"results": {"4": {"report": r}}}}
                        for name, r in zip("xy", attacked, strict=True)},
             "strength": {name: {"linf": {"ensemble": {"4": {"stages": {"a": {"report": r}}}}}}

@@ -303,9 +303,9 @@ def test_attacked_networks_are_compared(in_process, two_checkpoints, tmp_path):
         result["universal"]["balanced"]["test"]["report"]["accuracy"],
     )}  # fmt: skip
     assert in_tables <= numbers_of(page)
-    n = len(result["attacked"])
-    assert n == sum(result["data"]["test_counts"])
-    assert f"Attacked: all {n} test images." in done.stdout
+    n = sum(result["data"]["test_counts"])
+    assert (result["images"], result["positions"]) == (n, list(range(n)))
+    assert f"Attacks: on all {n} test images\n" in done.stdout
     assert page.count(f"On {n} test images.") == 8  # by network, norm and metric
     for curve in result["curves"]["one"].values():
         for outcome in curve["results"].values():
@@ -337,9 +337,11 @@ def test_adversarial_images_are_saved_as_a_folder_of_images(in_process, tmp_path
     taken = [min(count, 9) for count in test.counts(3)]
     n, whole = sum(taken), len(test.labels)
     assert n < whole
-    assert f"Attacked: {n} of {whole} test images, at most 9 of each class" in done.stdout
-    positions = read(tmp_path / "figures/adversarial_best.json")["attacked"]
-    assert test.select(torch.tensor(positions)).counts(3) == taken
+    assert f"Attacks: on {n} of {whole} test images, at most 9 of each class" in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    saved = read(tmp_path / "figures/adversarial_best.json")
+    assert saved["images"] == len(saved["strength"]["best"]["linf"]["radii"]) == n
+    assert test.select(torch.tensor(saved["positions"])).counts(3) == taken
     with (folder / "images.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert {row["file"] for row in rows} == {

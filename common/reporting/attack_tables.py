@@ -11,13 +11,13 @@ from common.reporting.evaluation_tables import SUMMARIES, recall_columns, report
 from common.reporting.tables import short_names, side_by_side, text_table, with_interval
 
 
-def attacked_text(attacked: int, images: int, most: int | str) -> str:
-    """Return how many of the test images are attacked, at most `most` of each class."""
-    if attacked == images:
-        return f"Attacked: all {images:,} test images."
+def sample_text(drawn: int, images: int, most: int | str) -> str:
+    """Return how many of the test images the attacks are tried on, `most` of each class."""
+    if drawn == images:
+        return f"Attacks: on all {images:,} test images"
     return (
-        f"Attacked: {attacked:,} of {images:,} test images, at most {most} of each class\n"
-        "(--per-class all takes all); the scores are of these images."
+        f"Attacks: on {drawn:,} of {images:,} test images, at most {most} of each class\n"
+        "  (--per-class all takes all); all scores are of these images"
     )
 
 

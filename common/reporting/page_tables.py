@@ -249,14 +249,14 @@ def _curve_tables(network: str, curves: dict[str, Any]) -> list[Table]:
             continue
         first, *_ = of_unit.values()
         headers = ["attack", *first["results"]]
+        one, *_ = first["results"].values()
+        notes = [f"On {sum(one['report']['support']):,} test images."]
         for metric in METRICS:
             rows = [
                 [name, *(_value(r["report"], metric) for r in curve["results"].values())]
                 for name, curve in of_unit.items()
             ]
             caption = f"{network}: {SUMMARIES[metric]} by {title}, with 95% intervals"
-            *_, last = first["results"].values()
-            notes = [f"On {sum(last['report']['support']):,} test images."]
             tables.append(Table(caption, headers, rows, notes))
     reports = {epsilon: r["report"] for epsilon, r in curves["PGD"]["results"].items()}
     first, *_ = reports.values()
