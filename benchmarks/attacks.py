@@ -1,12 +1,14 @@
 """The attacks beside those of torchattacks and foolbox: how strong they are, and how fast.
 
-    python benchmarks/attacks.py [CHECKPOINT ...] [--only pgd ensemble noise]
+    python benchmarks/attacks.py [CHECKPOINT ...] [--only pgd ensemble noise auto-attack]
 
 Every attack gets the same images, which the network classifies correctly, and the same
 budget. pgd: ten steps from one random start. ensemble: each of its attacks alone, and all of
 them. noise: noise with a small L1 norm, which foolbox looks for with its elastic-net attack and
-as many gradients. Prints tables, and saves figures/attack_peers.json. Needs the libraries of
-requirements-dev.txt.
+as many gradients. auto-attack, which must be asked for: the whole ensemble beside AutoAttack's
+own code; in both, an attack gets the images that withstood those before it. Prints tables, and
+saves figures/attack_peers.json. Needs the libraries of requirements-dev.txt, and for
+auto-attack that of its authors.
 """
 
 import importlib.util
@@ -29,6 +31,8 @@ NOISE_STEPS = 300  # of each round
 # Gradients of each attack of the ensemble, and network evaluations of Square.
 STEPS, QUERIES = 100, 1000
 DRY_STEPS = 3  # for all of these, in a dry run
+REQUIREMENTS = "-r requirements-dev.txt"
+AUTOATTACK = "git+https://github.com/fra31/auto-attack"  # which no package index has
 
 
 def main(args):
@@ -38,9 +42,12 @@ def main(args):
     from common.files import save_result
     from common.networks.checkpoint import load_checkpoint
 
-    for library in ("torchattacks", "foolbox"):
+    needed = dict.fromkeys(("torchattacks", "foolbox"), REQUIREMENTS)
+    if "auto-attack" in args.only:
+        needed["autoattack"] = AUTOATTACK
+    for library, where in needed.items():
         if not importlib.util.find_spec(library):
-            raise InputError(f"{library} is missing; pip install -r requirements-dev.txt")
+            raise InputError(f"{library} is missing; pip install {where}")
     folder = options.output_dir(args)
     device = options.torch_device(args)
     split = options.load_split(args)
@@ -168,12 +175,11 @@ def ensemble(network, x, y, targets, dry_run):
     """Yield a row for each attack of the ensemble, and one for all, at each epsilon."""
     import torch
 
-    from common.attacks.ensemble import MINIMAL_NOISE, Budget, members
-    from common.attacks.ensemble import ensemble as our_ensemble
+    from common.attacks.ensemble import MINIMAL_NOISE, members
     from common.attacks.minimal_noise import minimal_noise
 
     classes = network.head.out_features
-    budget = Budget(DRY_STEPS, DRY_STEPS) if dry_run else Budget(STEPS, QUERIES)
+    budget = ensemble_budget(dry_run)
     peers = peers_of_the_ensemble(network, classes, budget)
     plain = x.contiguous()  # FAB takes no other layout, and the network makes its own anyway
     for epsilon in ENSEMBLE_EPSILONS:
@@ -181,11 +187,6 @@ def ensemble(network, x, y, targets, dry_run):
 
         def smallest(size=size):
             return within(x, *minimal_noise(network, x, y), size)
-
-        def whole(size=size):
-            images, _ = minimal_noise(network, x, y)
-            *_, (_, images) = our_ensemble(network, x, y, images, epsilon=size, budget=budget)
-            return images
 
         ours = {MINIMAL_NOISE: smallest} | {
             member.name: partial(
@@ -205,10 +206,28 @@ def ensemble(network, x, y, targets, dry_run):
             if name in peers:
                 withstand &= standing(network, found["torchattacks"], y)
                 seconds += row["seconds"]["torchattacks"]
-        row, _ = compare("all", epsilon, network, y, {"ours": whole})
+        whole = {"ours": partial(whole_ensemble, network, x, y, size, budget)}
+        row, _ = compare("all", epsilon, network, y, whole)
         row["left"]["torchattacks"] = withstand.float().mean().item()
         row["seconds"]["torchattacks"] = seconds
         yield row
+
+
+def ensemble_budget(dry_run):
+    """Return what each attack of the ensemble may compute."""
+    from common.attacks.ensemble import Budget
+
+    return Budget(DRY_STEPS, DRY_STEPS) if dry_run else Budget(STEPS, QUERIES)
+
+
+def whole_ensemble(network, x, y, epsilon, budget):
+    """Return the images that our ensemble makes of x, the smallest noise included."""
+    from common.attacks.ensemble import ensemble
+    from common.attacks.minimal_noise import minimal_noise
+
+    images, _ = minimal_noise(network, x, y)
+    *_, (_, images) = ensemble(network, x, y, images, epsilon=epsilon, budget=budget)
+    return images
 
 
 def peers_of_the_ensemble(network, classes, budget):
@@ -236,6 +255,35 @@ def peers_of_the_ensemble(network, classes, budget):
             torchattacks.APGDT, network, n_classes=classes, **settings
         )
     return peers
+
+
+def auto_attack(network, x, y, targets, dry_run):
+    """Yield a row for the whole ensemble beside AutoAttack's own code, at each epsilon.
+
+    With four classes or more AutoAttack takes the attacks of its standard version; with three
+    the targeted APGD, whose loss needs four, gives way to the untargeted one.
+    """
+    from autoattack import AutoAttack
+
+    classes = network.head.out_features
+    budget = ensemble_budget(dry_run)
+    second = "apgd-t" if classes > 3 else "apgd-dlr"
+    plain = x.contiguous()  # as for torchattacks
+    for epsilon in ENSEMBLE_EPSILONS:
+        size = epsilon / 255
+        theirs = AutoAttack(
+            network, eps=size, seed=0, version="custom", device=x.device, verbose=False,
+            attacks_to_run=["apgd-ce", second, "fab-t", "square"],
+        )  # fmt: skip
+        for attack in (theirs.apgd, theirs.apgd_targeted, theirs.fab):
+            attack.n_iter, attack.n_restarts = budget.steps, 1
+        theirs.apgd_targeted.n_target_classes = theirs.fab.n_target_classes = classes - 1
+        theirs.square.n_queries = budget.queries
+        attacks = {
+            "ours": partial(whole_ensemble, network, x, y, size, budget),
+            "auto-attack": partial(theirs.run_standard_evaluation, plain, y, bs=len(x)),
+        }
+        yield compare("all", epsilon, network, y, attacks)[0]
 
 
 def within(x, images, radii, epsilon):
@@ -278,7 +326,12 @@ def foolbox_noise(network, x, targets, steps, rounds):
     return lambda: attack.run(model, x.contiguous(), goal)
 
 
-COMPARISONS = {"pgd": pgd, "ensemble": ensemble, "noise": noise}
+COMPARISONS = {
+    "pgd": pgd,
+    "ensemble": ensemble,
+    "noise": noise,
+    "auto-attack": auto_attack,
+}
 
 if __name__ == "__main__":
     parser = options.make_parser(__doc__)
@@ -286,8 +339,8 @@ if __name__ == "__main__":
     # fmt: off
     add("checkpoints", nargs="*", type=Path, metavar="CHECKPOINT",
         default=[ROOT / "models" / "best.pt"], help="(default: models/best.pt)")
-    add("--only", nargs="+", choices=COMPARISONS, default=list(COMPARISONS),
-        help="which comparisons (default: all)")
+    add("--only", nargs="+", choices=COMPARISONS, default=["pgd", "ensemble", "noise"],
+        help="which comparisons (default: all but auto-attack)")
     add("--images", type=options.POSITIVE, default=200, metavar="N",
         help="images to attack (default: %(default)s)")
     options.run(main, parser)

@@ -172,8 +172,9 @@ def peers(folder, name, network):
     """Return what attacks of several libraries leave of a network, as a table."""
     record = _read(folder, name)
     tables = record["networks"][network]
-    rows = [row for comparison in ("pgd", "ensemble") for row in tables.get(comparison, ())]
-    libraries = list(rows[0]["left"])
+    shown = "pgd", "ensemble", "auto-attack"
+    rows = [row for comparison in shown for row in tables.get(comparison, ())]
+    libraries = list(dict.fromkeys(library for row in rows for library in row["left"]))
 
     def cell(row, library):
         left = row["left"].get(library)

@@ -148,26 +148,29 @@ def robust_stage():
     return Stage("adversarial training, each loss against imbalance", commands, quick=2)
 
 
-def peers_stage():
-    """Return the stage of other libraries' attacks, on networks of three, four and ten classes.
+def peers_commands(prefix, with_three_classes, with_more):
+    """Return the commands of other libraries' attacks, on networks of 3, 4 and 10 classes.
 
-    AutoAttack's standard version needs four.
+    AutoAttack's standard version needs four. prefix: of what is published; the others: which
+    comparisons of benchmarks/attacks.py.
     """
 
     def attacks(folder, name, rest, published):
         line = f"benchmarks/attacks.py models/{name}.pt {rest} --threads 1"
-        return Command(folder, line, figures(("attack_peers.json", f"peers_{published}.json")))
+        result = "attack_peers.json", f"{prefix}_{published}.json"
+        return Command(folder, line, figures(result))
 
     commands = [
-        attacks("three", name, "--only pgd ensemble", name) for name in ("best", "robust")
+        attacks("three", name, f"--only {with_three_classes}", name)
+        for name in ("best", "robust")
     ]
     for folder, classes in (("four", "automobile truck cat dog"), ("ten", "all")):
         images = f"--classes {classes} --train-counts exp:10"
         commands += [
             Command(folder, f"train.py original {images}"),
-            attacks(folder, "original", f"{images} --only ensemble", folder),
+            attacks(folder, "original", f"{images} --only {with_more}", folder),
         ]
-    return Stage("the attacks beside those of torchattacks and foolbox", commands, quick=1)
+    return commands
 
 
 STAGES = {
@@ -312,9 +315,18 @@ STAGES = {
             ),
         ],
     ),
-    "peers": peers_stage(),
+    "peers": Stage(
+        "the attacks beside those of torchattacks and foolbox",
+        peers_commands("peers", "pgd ensemble", "ensemble"),
+        quick=1,
+    ),
     "speed": Stage(
         "how long it takes beside the reports' loop", [Command("speed", SPEED)], quick=0
+    ),
+    "auto-attack": Stage(  # last, as its library must be installed by hand
+        "the ensemble beside AutoAttack's own code",
+        peers_commands("auto-attack", "auto-attack", "auto-attack"),
+        quick=0,
     ),
 }
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sys
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -220,6 +222,39 @@ def test_attacks_are_compared_on_the_same_images(in_process, tmp_path):
     assert "| all " in table[-1]
 
 
+@pytest.mark.parametrize(("classes", "second"), [(3, "apgd-dlr"), (4, "apgd-t")])
+def test_autoattack_gets_the_budget_and_attacks_that_work(monkeypatch, classes, second):
+    made = []
+
+    class AutoAttack:  # in place of the authors', which no package index has
+        def __init__(self, network, *, attacks_to_run, eps, **_):
+            self.attacks, self.eps = attacks_to_run, eps
+            for name in ("apgd", "apgd_targeted", "fab", "square"):
+                setattr(self, name, SimpleNamespace())
+            made.append(self)
+
+        def run_standard_evaluation(self, x, y, bs):
+            return x
+
+    monkeypatch.setitem(sys.modules, "autoattack", SimpleNamespace(AutoAttack=AutoAttack))
+    network = build(EPOCH.network, EPOCH.network_arguments(classes)).eval()
+    x = torch.rand(5, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        y = network(x).argmax(1)
+    rows = list(attacks.auto_attack(network, x, y, y, dry_run=True))
+    assert [row["epsilon"] for row in rows] == ["2/255", "4/255", "8/255"]
+    assert [theirs.eps for theirs in made] == [2 / 255, 4 / 255, 8 / 255]
+    for row, theirs in zip(rows, made, strict=True):
+        assert row["left"]["auto-attack"] == 1  # it has changed nothing
+        assert row["left"]["ours"] <= 1
+        assert theirs.attacks == ["apgd-ce", second, "fab-t", "square"]
+        for attack in (theirs.apgd, theirs.apgd_targeted, theirs.fab):
+            assert (attack.n_iter, attack.n_restarts) == (attacks.DRY_STEPS, 1)
+        for attack in (theirs.apgd_targeted, theirs.fab):
+            assert attack.n_target_classes == classes - 1
+        assert theirs.square.n_queries == attacks.DRY_STEPS
+
+
 def test_attacks_that_are_timed_often_run_in_turns_and_the_fewest_seconds_count(monkeypatch):
     runs, seconds = [], iter([5, 2, 1, 7])
     monkeypatch.setattr(attacks, "timed", lambda run: (run(), next(seconds)))
@@ -244,12 +279,19 @@ def test_attacks_that_are_timed_often_run_in_turns_and_the_fewest_seconds_count(
     assert found == images
 
 
-def test_without_a_library_to_compare_with_there_is_one_line(in_process, monkeypatch):
+@pytest.mark.parametrize(
+    ("library", "remedy"),
+    [("foolbox", "requirements-dev.txt"), ("autoattack", "github.com/fra31/auto-attack")],
+)
+def test_without_a_library_to_compare_with_there_is_one_line(
+    in_process, monkeypatch, library, remedy
+):
     find = importlib.util.find_spec
     monkeypatch.setattr(
         "importlib.util.find_spec",
-        lambda name, *at: None if name == "foolbox" else find(name, *at),
+        lambda name, *at: None if name == library else find(name, *at),
     )
-    done = in_process("benchmarks/attacks.py", "--dry-run", "--data", "synthetic")
+    which = "--only", "pgd", "auto-attack"
+    done = in_process("benchmarks/attacks.py", *which, "--dry-run", "--data", "synthetic")
     assert done.returncode == 2
-    assert is_one_line(done.stderr, "foolbox is missing", "requirements-dev.txt")
+    assert is_one_line(done.stderr, f"{library} is missing", remedy)

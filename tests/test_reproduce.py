@@ -207,15 +207,17 @@ def test_numbers_are_those_of_their_files(tmp_path):
         "pgd": [{"attack": "PGD", "epsilon": "1/255"} | both],
         "ensemble": [{"attack": "Square", "epsilon": "2/255"} | ours],
     }
+    both_at_once = {"attack": "all", "epsilon": "4/255"} | both
     networks = {"net": rows, "without": {"ensemble": rows["ensemble"]}}
+    networks["whole"] = {"auto-attack": [both_at_once]}
     made = {"data": data, "command": "attacks.py", "processor": "p", "date": "today"}
     made |= {"versions": {"torch": "2.14"}, "images": 7}
     (folder / "d.json").write_text(json.dumps(made | {"networks": networks}))
     (folder / "e.json").write_text(json.dumps(made | {"networks": {"net": rows}}))
     expected["made", "d"] = (
-        "*`attacks.py`: 7 test images of photos, 2 networks, PyTorch 2.14, p, today.*"
+        "*`attacks.py`: 7 test images of photos, 3 networks, PyTorch 2.14, p, today.*"
     )
-    expected["made", "e"] = expected["made", "d"].replace("2 networks", "1 network")
+    expected["made", "e"] = expected["made", "d"].replace("3 networks", "1 network")
     expected["peers", "d", "without"] = (
         "| `without`, 7 images | epsilon | ours         |\n"
         "| ------------------- | ------- | ------------ |\n"
@@ -226,6 +228,11 @@ def test_numbers_are_those_of_their_files(tmp_path):
         "| --------------- | ------- | ------------ | ------------- |\n"
         "| PGD             | 1/255   | 0.500, 1.3 s | 0.250, 20.0 s |\n"
         "| Square          | 2/255   | 0.000, 3.0 s |               |"
+    )
+    expected["peers", "d", "whole"] = (
+        "| `whole`, 7 images | epsilon | ours         | theirs        |\n"
+        "| ----------------- | ------- | ------------ | ------------- |\n"
+        "| all               | 4/255   | 0.500, 1.3 s | 0.250, 20.0 s |"
     )
     of_seeds = {  # the same mean, of (5/5 + 2/3 + 2/2) / 3 and (4/5 + 3/3 + 1/2) / 3
         attack: publish.attacked_mean(folder, "c", attack, 4, "balanced accuracy")
