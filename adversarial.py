@@ -27,6 +27,7 @@ def main(args):
     best = ROOT / "models" / "best.pt"
     fallback = not args.checkpoints and not best.exists()
     paths = args.checkpoints or [best.with_name("baseline.pt") if fallback else best]
+    options.require_distinct(args, *(name for name in SETTINGS if name.endswith("epsilons")))
     if args.dry_run:
         args.epsilons, args.l2_epsilons, args.images = [0, 4, 8], [0.5], 4
         args.steps, args.noise_steps, args.universal_steps = 2, 5, 2

@@ -40,16 +40,16 @@ def main(args):
     checkpoints = load_checkpoints(args.checkpoints, device, args.network)
     split = options.load_split(args)
     require_match(args.checkpoints, checkpoints, split.classes, split.image_size)
-    if args.export:
-        from common.networks.export import export_onnx
-
-        print(f"ONNX: {export_onnx(*checkpoints.values(), args.export)}")
     prior, costs, assumed = None, None, {}
     named = list(zip(args.checkpoints, checkpoints.items(), strict=True))
     if args.prior:
         prior, assumed = evaluation.wanted_and_assumed_shares(args.prior, named, split)
     if args.cost:
         costs = read_costs(args.cost, split.classes)
+    if args.export:
+        from common.networks.export import export_onnx
+
+        print(f"ONNX: {export_onnx(*checkpoints.values(), args.export)}")
 
     networks = {}
     for path, (name, checkpoint) in tqdm(named, "Predicting", leave=False, disable=None):

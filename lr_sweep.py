@@ -11,11 +11,11 @@ trained again. With --range-test, one pass at growing rates instead.
 
 import time
 from dataclasses import asdict, replace
-from itertools import pairwise
 
 from common import options
 from common.errors import DivergedError, InputError
 from common.files import ROOT
+from common.training.recipe_record import command_line
 from common.training.recipes import RECIPES, variant_name
 
 RATES = [1e-10, 5e-5, 5e-4, 5e-3, 5e-2, 0.1, 0.5]  # those of both reports
@@ -30,9 +30,7 @@ def main(args):
         name += f"+epochs={args.epochs}"
     same_epochs = replace(recipe, epochs=RECIPES[args.recipe].epochs)
     name += variant_name(args.recipe, same_epochs).removeprefix(args.recipe)
-    for rate, next_rate in pairwise(sorted(args.learning_rates)):
-        if rate == next_rate:
-            raise InputError(f"--learning-rates: {rate:g} is given twice; leave one out")
+    options.require_distinct(args, "learning_rates")
     if args.validation == 0:
         raise InputError("--validation 0: the rates are judged by it; give a share above 0")
 
@@ -115,7 +113,9 @@ def range_test_stage(args, name, recipe, split, _settings, ready, device, captio
         raise InputError(f"--range-test: {error}") from None
     folder = options.output_dir(args) / "figures"
     best = saved_best_rate(folder / f"lr_sweep_{name}.json", split, recipe)
-    print(f"\n{range_test_text(test, lowest, highest, best, name)}")
+    changes = command_line(recipe, replace(RECIPES[args.recipe], epochs=EPOCHS))
+    sweep = f"python lr_sweep.py {args.recipe} {changes}".rstrip()
+    print(f"\n{range_test_text(test, lowest, highest, best, sweep)}")
     figure = folder / f"lr_sweep_{name}_range_test.png"
     range_test_figure(figure, test, f"Learning-rate range test of {name}", recipe, caption)
     result = save_result(

@@ -40,7 +40,7 @@ def main(args):
 
     from common.attacks.robustness import to_attack
     from common.files import save_result
-    from common.networks.checkpoint import load_checkpoint
+    from common.networks.checkpoint import load_checkpoints, require_match
 
     needed = dict.fromkeys(("torchattacks", "foolbox"), REQUIREMENTS)
     if "auto-attack" in args.only:
@@ -50,31 +50,33 @@ def main(args):
             raise InputError(f"{library} is missing; pip install {where}")
     folder = options.output_dir(args)
     device = options.torch_device(args)
+    checkpoints = load_checkpoints(args.checkpoints, device)
     split = options.load_split(args)
+    require_match(args.checkpoints, checkpoints, split.classes, split.image_size)
     test = to_attack(split.test, device)
     start = time.perf_counter()
     networks = {}
-    for path in args.checkpoints:
-        network = load_checkpoint(path, device).network
-        network.to(memory_format=torch.channels_last)
-        x, y, targets = images_to_attack(network, test, args.images)
+    for name, checkpoint in checkpoints.items():
+        network = checkpoint.network.to(memory_format=torch.channels_last)
+        x, y, targets = images_to_attack(network, test, args.images, args.seed)
         warm_up(network, x, y)
-        tables = networks[path.stem] = {}
-        for name in args.only:
-            print(f"\n{options.display_path(path)}: {name}, {len(x)} images", flush=True)
-            tables[name] = []
-            for row in COMPARISONS[name](network, x, y, targets, args.dry_run):
-                tables[name].append(row)
+        tables = networks[name] = {}
+        for comparison in args.only:
+            print(f"\n{name}: {comparison}, {len(x)} images", flush=True)
+            tables[comparison] = []
+            for row in COMPARISONS[comparison](network, x, y, targets, args.dry_run):
+                tables[comparison].append(row)
                 print(text_of(row), flush=True)
     saved = save_result(
         folder / "figures" / "attack_peers.json",
-        data=split.record(), seed=0, device=str(device), seconds=time.perf_counter() - start,
-        threads=torch.get_num_threads(), images=len(x), networks=networks,
+        data=split.record(), seed=args.seed, device=str(device),
+        seconds=time.perf_counter() - start, threads=torch.get_num_threads(), images=len(x),
+        networks=networks,
     )  # fmt: skip
     options.print_saved(saved)
 
 
-def images_to_attack(network, test, n):
+def images_to_attack(network, test, n, seed):
     """Return images (n, 3, S, S) that the network classifies correctly, labels and targets.
 
     There are as many of each class, if the smallest has enough.
@@ -82,7 +84,7 @@ def images_to_attack(network, test, n):
     from common.attacks.robustness import next_class, sample
 
     targets = next_class(test.labels, network.head.out_features)
-    at = sample(network, test, targets, n, 0)
+    at = sample(network, test, targets, n, seed)
     return test.images[at], test.labels[at], targets[at]
 
 
@@ -343,4 +345,4 @@ if __name__ == "__main__":
         help="which comparisons (default: all but auto-attack)")
     add("--images", type=options.POSITIVE, default=200, metavar="N",
         help="images to attack (default: %(default)s)")
-    options.run(main, parser)
+    options.run(main, parser, ["figures"])

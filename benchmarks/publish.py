@@ -124,6 +124,23 @@ def images(folder, name, part):
     return f"{sum(_read(folder, name)['data'][f'{part}_counts']):,}"
 
 
+def of_each_class(folder, name, part):
+    """Return how many images of each class a part of a file's data has."""
+    counts = _read(folder, name)["data"][f"{part}_counts"]
+    least, most = min(counts), max(counts)
+    return f"{most:,}" if least == most else f"{least:,} to {most:,}"
+
+
+def source(folder, name):
+    """Return the name of the source of a file's images."""
+    return _read(folder, name)["data"]["source"]
+
+
+def minutes(folder, name):
+    """Return how many minutes a command took."""
+    return f"{_read(folder, name)['seconds'] / 60:.0f}"
+
+
 def leaks(folder, name):
     """Return how many test images some train image shows too."""
     pairs = _read(folder, name)["duplicates"]
@@ -248,8 +265,9 @@ def made(folder, name):
 
 
 FUNCTIONS = (
-    value, percent, score, mean, best_of, count, images, leaks, audit, ensemble, attacked_mean,
-    radius, peers, comparison, interval, rates, page, figure, made,
+    value, percent, score, mean, best_of, count, images, of_each_class, source, minutes, leaks,
+    audit, ensemble, attacked_mean, radius, peers, comparison, interval, rates, page, figure,
+    made,
 )  # fmt: skip
 
 

@@ -4,15 +4,17 @@
 
 Runs the scripts as a user would, stage by stage, with their output in reproduce/, copies what
 each has found to figures/results/, and writes both pages from that. After an interruption the
-same command goes on: a script that ended is not run again by the same code, and a training
-goes on from its own state. All stages together take one to two days on two CPU cores; --list
-tells what each one does. --quick runs the same commands, of alike ones a few, on a handful of
-images, with all of their output, the pages included, in reproduce-quick/: in minutes it proves
-the path; its numbers mean nothing.
+same command goes on: a script that ended is not run again with the same code, images and
+libraries, and a training goes on from its own state. All stages together take one to two days
+on two CPU cores; --list tells what each one does. Without AutoAttack's own code (pip install
+git+https://github.com/fra31/auto-attack) they are all but auto-attack. --quick runs the same
+commands, of alike ones a few, on a handful of images, with all of their output, the pages
+included, in reproduce-quick/: in minutes it proves the path; its numbers mean nothing.
 """
 
 import argparse
 import hashlib
+import importlib.util
 import os
 import shlex
 import shutil
@@ -28,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks import publish
 from common import options
 from common.errors import InputError
-from common.files import ROOT, atomic_write, code_digest, write_text
+from common.files import ROOT, atomic_write, code_digest, versions, write_text
 from common.training.recipes import FIELD, REPORT_A, REPORT_B, ROBUST_VARIANTS
 
 REPORTS = " ".join([*REPORT_A, *REPORT_B])
@@ -95,6 +97,15 @@ def network(name):
     return [(path, path) for path in (f"models/{name}.pt", f"models/{name}.json")]
 
 
+# Of several stages: what one of them has trained, by the same command, no other trains again.
+BEST = Command(
+    "three",
+    "train.py best --seeds 5 --test-counts full",
+    [*network("best"), *figures(("train_comparison.json", "best.json"))],
+)
+ROBUST = Command("three", "train.py robust --seeds 3 --test-counts full", network("robust"))
+
+
 def labels_stage():
     """Return the stage of the label audit: of the labels as they are, and of planted errors."""
     audit = "inspect_data.py --audit-labels"
@@ -128,19 +139,15 @@ def robust_stage():
     The losses are compared on a third of the test images, with less of Square.
     """
 
-    def train(name):
-        return f"train.py {name} --seeds 3 --test-counts full"
-
     def attack(name, rest, published):
         checkpoints = " ".join(f"models/{name}{seed}.pt" for seed in ("", "-seed1", "-seed2"))
         line = f"adversarial.py {checkpoints} {ROBUST_ATTACKS} {rest}"
         return Command("three", line, figures((f"adversarial_{name}.json", published)))
 
-    commands = [
-        Command("three", train("robust"), network("robust")),
-        attack("robust", "--per-class all", "attacked_robust.json"),
+    commands = [ROBUST, attack("robust", "--per-class all", "attacked_robust.json")]
+    commands += [
+        Command("three", ROBUST.line.replace("robust", name)) for name in ROBUST_VARIANTS
     ]
-    commands += [Command("three", train(name)) for name in ROBUST_VARIANTS]
     commands += [
         attack(name, "--per-class 200 --queries 200", f"losses_{name}.json")
         for name in ("robust", *ROBUST_VARIANTS)
@@ -160,7 +167,8 @@ def peers_commands(prefix, with_three_classes, with_more):
         result = "attack_peers.json", f"{prefix}_{published}.json"
         return Command(folder, line, figures(result))
 
-    commands = [
+    commands = [BEST, ROBUST]
+    commands += [
         attacks("three", name, f"--only {with_three_classes}", name)
         for name in ("best", "robust")
     ]
@@ -193,11 +201,7 @@ STAGES = {
         "the baseline and best",
         [
             Command("three", "train.py baseline --threads 1", network("baseline")),
-            Command(
-                "three",
-                "train.py best --seeds 5 --test-counts full",
-                [*network("best"), *figures(("train_comparison.json", "best.json"))],
-            ),
+            BEST,
             Command(
                 "three",
                 "benchmarks/small_test.py best --seeds 5",
@@ -303,11 +307,13 @@ STAGES = {
     "attacks": Stage(
         "how networks stand attacks",
         [
-            Command("three", "train.py original best robust --test-counts full"),
+            BEST,
+            ROBUST,
+            Command("three", "train.py original --test-counts full"),
             Command(
                 "three",
                 "adversarial.py models/best.pt models/robust.pt models/original.pt"
-                " --per-class all",
+                " --per-class all --images 30",
                 figures(
                     "adversarial_best.json",
                     *(f"adversarial_best_{kind}.png" for kind in ATTACK_FIGURES),
@@ -318,12 +324,12 @@ STAGES = {
     "peers": Stage(
         "the attacks beside those of torchattacks and foolbox",
         peers_commands("peers", "pgd ensemble", "ensemble"),
-        quick=1,
+        quick=3,
     ),
     "speed": Stage(
         "how long it takes beside the reports' loop", [Command("speed", SPEED)], quick=0
     ),
-    "auto-attack": Stage(  # last, as its library must be installed by hand
+    "auto-attack": Stage(
         "the ensemble beside AutoAttack's own code",
         peers_commands("auto-attack", "auto-attack", "auto-attack"),
         quick=0,
@@ -332,32 +338,39 @@ STAGES = {
 
 
 def main(args):
-    names = args.stages or list(STAGES)
+    names = args.stages or all_stages()
     for name in names:
         if name not in STAGES:
             raise InputError(f"{name}: no stage; take {', '.join(STAGES)}")
     output = args.output_dir or ROOT / ("reproduce-quick" if args.quick else "reproduce")
     root = output if args.quick else ROOT  # where the pages and what they show go
-    if not args.quick:
-        require_photographs()
+    images = "" if args.quick else fingerprint_of_photographs()
     for name in names:
         stage = STAGES[name]
         print(f"== {name}: {stage.about} ==", flush=True)
         for command in stage.commands[: stage.quick if args.quick else None]:
-            run(command, output, root, args.quick)
-    for path in publish.write_pages(root):
-        print(f"saved {options.display_path(path)}")
+            run(command, output, root, images, args.quick)
+        for path in publish.write_pages(root):
+            print(f"saved {options.display_path(path)}")
 
 
-def require_photographs():
-    """Raise InputError if the images would be drawings."""
+def all_stages():
+    """Return the names of the stages that can be run here, in order."""
+    there = importlib.util.find_spec("autoattack")
+    return [name for name in STAGES if there or name != "auto-attack"]
+
+
+def fingerprint_of_photographs():
+    """Return the fingerprint of the images; raise InputError if they would be drawings."""
     from common.dataset.load import load
 
-    if load(os.environ.get("CIFAR10_DIR") or None).source.startswith("synthetic"):
+    split = load(os.environ.get("CIFAR10_DIR") or None)
+    if split.source.startswith("synthetic"):
         raise InputError(
             "the photographs of CIFAR-10 can't be had; set CIFAR10_DIR to a folder with them,"
             " or take --quick"
         )
+    return split.fingerprint
 
 
 def quick_line(line):
@@ -367,15 +380,17 @@ def quick_line(line):
     return f"{line} --dry-run"
 
 
-def run(command, output, root, quick):
-    """Run a command and publish its results, unless this code has done so before.
+def run(command, output, root, images, quick):
+    """Run a command and publish its results, unless that has been done before.
 
-    Its report is shown, and kept in the folder logs of the output. Raises InputError if it
-    fails.
+    images: their fingerprint. With other code, images or libraries nothing has been done
+    before. Its report is shown, and kept in the folder logs of the output. Raises InputError if
+    it fails.
     """
     words = shlex.split(quick_line(command.line) if quick else command.line)
-    code = (ROOT / words[0]).read_text(encoding="utf-8"), code_digest()
-    identity = hashlib.sha256(repr((command.folder, words, *code)).encode()).hexdigest()
+    script = (ROOT / words[0]).read_text(encoding="utf-8")
+    depends_on = command.folder, words, script, code_digest(), images, versions()
+    identity = hashlib.sha256(repr(depends_on).encode()).hexdigest()
     log = output / "logs" / f"{command.folder}-{Path(words[0]).stem}-{identity[:12]}.txt"
     print(f"\n{command.folder}/ $ {shlex.join(words)}", flush=True)
     if log.exists():
@@ -424,7 +439,9 @@ class StageList(argparse.Action):
 
 if __name__ == "__main__":
     parser = options.Parser(__doc__)
-    parser.add_argument("stages", nargs="*", metavar="STAGE", help="(default: all, in order)")
+    parser.add_argument(
+        "stages", nargs="*", metavar="STAGE", help="(default: all, in order; see above)"
+    )
     parser.add_argument(
         "--list", action=StageList, nargs=0, help="print the stages and end (default: off)"
     )

@@ -197,7 +197,8 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto",
         help="auto: CUDA if there is one, else the CPU (default: %(default)s)")
     add("--threads", type=PROCESSES, metavar="N",
-        help="CPU threads (default: PyTorch's own number)")
+        help="CPU threads, which runs that train side by side share (default: PyTorch's own"
+        " number, or one per core to train)")
     add("--output-dir", type=path, metavar="DIR",
         help="checkpoints go to DIR/models, figures to DIR/figures (default: the project's"
         " folder, or its dry-run/ in a dry run)")
@@ -381,6 +382,15 @@ def typed_options(
             values = itertools.takewhile(lambda word: word[:2] != "--", words[at[-1] + 1 :])
             typed += [words[at[-1]], *values]
     return typed
+
+
+def require_distinct(args: argparse.Namespace, *names: str) -> None:
+    """Raise InputError if an option, one of these names in `args`, has a number twice."""
+    for name in names:
+        for number, next_number in itertools.pairwise(sorted(getattr(args, name))):
+            if number == next_number:
+                option = f"--{option_name(name)}"
+                raise InputError(f"{option}: {number:g} is given twice; leave one out")
 
 
 def output_dir(args: argparse.Namespace) -> Path:

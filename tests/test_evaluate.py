@@ -280,6 +280,7 @@ def test_many_classes_fit_the_screen(in_process, tmp_path):
         (["--cost", "none.csv"], ["none.csv: can't be read"]),
         (["--cost", "one.pt"], ["one.pt: not a CSV file"]),
         (["--cost", ""], ["--cost", "the value is empty"]),
+        (["--cost", "none.csv", "--export", "o/one.onnx"], ["none.csv: can't be read"]),
     ],
 )
 def test_bad_input_is_one_line(in_process, checkpoints, tmp_path, options, words):

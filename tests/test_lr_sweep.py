@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
@@ -42,8 +43,12 @@ def test_a_sweep_shows_every_rate_and_is_not_trained_twice(in_process, tmp_path)
     # The sweep was of other images.
     other = in_process("lr_sweep.py", *shared, "--range-test", "--split-seed", "1").stdout
     assert "To compare with a sweep, first run" in other
-    other = in_process("lr_sweep.py", "sampler", *shared, "--range-test").stdout
-    assert "first run: python lr_sweep.py sampler" in other
+    changed = "sampler", "--range-test", "--batch-size", "8"
+    other = in_process("lr_sweep.py", *changed, *shared).stdout
+    [command] = re.findall("first run: python (.+)", other)
+    assert command.startswith("lr_sweep.py sampler ")
+    assert "--batch-size 8" in command
+    assert in_process(*command.split(), *shared, "--learning-rates", "0.01").returncode == 0
 
 
 def test_a_sweep_of_a_frozen_network_computes_its_features_once(

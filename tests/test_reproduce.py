@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import re
@@ -57,10 +58,48 @@ def test_what_failed_is_done_again_and_what_ended_is_not(offline, monkeypatch, t
     report = json.loads((tmp_path / "figures/results/one.json").read_text())["report"]
     assert report["confusion"] == [[20, 0, 0], [6, 0, 0], [6, 0, 0]]
     assert publish.MISSING in page.read_text()
-    # By other code nothing is done yet.
-    monkeypatch.setattr(reproduce, "code_digest", lambda: "other")
-    run(tmp_path)
-    assert "(done before" not in capfd.readouterr().out
+    # By other code, and with other libraries, nothing is done yet.
+    for name in ("code_digest", "versions"):
+        monkeypatch.setattr(reproduce, name, lambda: "other")
+        run(tmp_path)
+        assert "(done before" not in capfd.readouterr().out
+
+
+def test_of_other_images_nothing_is_done_yet(offline, monkeypatch, tmp_path, capfd):
+    stage = reproduce.Stage("a stage", [reproduce.Command("here", EVALUATE)])
+    monkeypatch.setattr(reproduce, "STAGES", {"one": stage})
+    monkeypatch.setattr(reproduce, "ROOT", tmp_path)  # to which the pages are written
+    for script in ("evaluate.py", "common", "models"):
+        (tmp_path / script).symlink_to(ROOT / script)
+    for images, again in (("these", False), ("these", True), ("others", False)):
+        monkeypatch.setattr(reproduce, "fingerprint_of_photographs", lambda it=images: it)
+        run(tmp_path / "output", quick=False)
+        assert ("(done before" in capfd.readouterr().out) is again
+
+
+def test_pages_show_every_stage_that_ended(offline, monkeypatch, tmp_path):
+    published = reproduce.figures(("evaluate_baseline.json", "evaluate_baseline.json"))
+    lines = {"one": EVALUATE, "two": f"{EVALUATE} nowhere.pt"}
+    stages = {
+        name: reproduce.Stage("", [reproduce.Command("here", line, published)])
+        for name, line in lines.items()
+    }
+    monkeypatch.setattr(reproduce, "STAGES", stages)
+    with pytest.raises(InputError):
+        run(tmp_path)
+    page = (tmp_path / "figures/results.md").read_text()
+    assert "recipe: accuracy 0.625 [" in page  # of 32 drawings, 20 of them cars
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_the_stage_of_a_library_that_no_index_has_is_left_out(monkeypatch, there):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec",
+        lambda name, *at: there if name == "autoattack" else find(name, *at),
+    )
+    left_out = set() if there else {"auto-attack"}
+    assert reproduce.all_stages() == [n for n in reproduce.STAGES if n not in left_out]
 
 
 def test_results_of_the_same_name_are_published_each_for_its_own_command(
@@ -189,6 +228,10 @@ def test_numbers_are_those_of_their_files(tmp_path):
         ("mean", "a", "low", "G-mean"): "0.123 [0.100, 0.200]",
         ("best_of", "a", "G-mean"): "`high` 0.500 [0.400, 0.600]",
         ("images", "a", "train"): "1,334",
+        ("of_each_class", "e", "test"): "4",
+        ("of_each_class", "a", "test"): "2 to 5",
+        ("source", "a"): "photos",
+        ("minutes", "e"): "16",
         ("count", "a", "audit/planted/all/planted"): "1,089",
         ("leaks", "a"): "2",
         ("audit", "a a", "all", "wrong"): "0.250",
@@ -213,7 +256,9 @@ def test_numbers_are_those_of_their_files(tmp_path):
     made = {"data": data, "command": "attacks.py", "processor": "p", "date": "today"}
     made |= {"versions": {"torch": "2.14"}, "images": 7}
     (folder / "d.json").write_text(json.dumps(made | {"networks": networks}))
-    (folder / "e.json").write_text(json.dumps(made | {"networks": {"net": rows}}))
+    balanced_data = data | {"test_counts": [4, 4, 4]}
+    of_one = made | {"networks": {"net": rows}, "data": balanced_data, "seconds": 966.3}
+    (folder / "e.json").write_text(json.dumps(of_one))
     expected["made", "d"] = (
         "*`attacks.py`: 7 test images of photos, 3 networks, PyTorch 2.14, p, today.*"
     )

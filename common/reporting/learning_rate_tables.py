@@ -56,9 +56,12 @@ def _short(loss: float) -> str:
 
 
 def range_test_text(
-    test: RangeTest, lowest: float, highest: float, sweep_best: float | None, name: str
+    test: RangeTest, lowest: float, highest: float, sweep_best: float | None, sweep: str
 ) -> str:
-    """Return what a range test found, beside the best rate of a sweep if there is one."""
+    """Return what a range test found, beside the best rate of a sweep if there is one.
+
+    sweep: the command of that sweep.
+    """
     lines = [
         f"Range test from {lowest:g} to {highest:g}, {len(test.losses):,} steps:",
         f"steepest descent (the suggested rate): {test.suggestion:.2g}",
@@ -68,7 +71,7 @@ def range_test_text(
         lines.append(f"but the loss fell by no more than {fall:.0%}: that says little")
     lines.append(f"edge of divergence: {f'{test.edge:.2g}' if test.edge else 'none met'}")
     if sweep_best is None:
-        lines.append(f"To compare with a sweep, first run: python lr_sweep.py {name}")
+        lines.append(f"To compare with a sweep, first run: {sweep}")
     else:
         ratio = f"{test.suggestion / sweep_best:.2g}"
         lines += [

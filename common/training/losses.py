@@ -35,7 +35,8 @@ def loss_title(recipe: Recipe) -> str:
     >>> loss_title(Recipe(loss="focal", class_weights="inverse"))
     'class-weighted focal loss'
     """
-    return ("" if recipe.class_weights == "none" else "class-weighted ") + TITLES[recipe.loss]
+    title = ("" if recipe.class_weights == "none" else "class-weighted ") + TITLES[recipe.loss]
+    return f"{title} with the penalty of TRADES" if recipe.trades else title
 
 
 def class_weights(recipe: Recipe, counts: torch.Tensor) -> torch.Tensor | None:

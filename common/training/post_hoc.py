@@ -63,6 +63,7 @@ def apply(
             class_weights="none",
             mix="none",
             adversarial=0.0,
+            trades=0.0,
             sam=0.0,
             sam_class_weighted=False,
             ema=0.0,

@@ -104,9 +104,7 @@ def train_run(
         make_deterministic()
     how = features or {"threads": threads}
     ready = set_up(recipe, split, run.seed, device=where, **how)
-    # With small networks two threads wait for each other longer than they work.
-    small = recipe.network == "simple-cnn" or recipe.frozen
-    torch.set_num_threads(1 if small else threads)
+    torch.set_num_threads(_useful_threads(recipe, threads))
     trained, examples = ready.trained, ready.examples
     arguments_of_fit = {"seed": run.seed, "device": where, "name": run.file}
     fit_state, crt_state = state_files or (None, None)
@@ -156,6 +154,14 @@ def train_run(
     return result | {"seconds": seconds()}, checkpoint
 
 
+def _useful_threads(recipe: Recipe, threads: int) -> int:
+    """Return the threads that a run trains with: one with a small network.
+
+    Two threads would wait for each other longer than they work.
+    """
+    return 1 if recipe.network == "simple-cnn" or recipe.frozen else threads
+
+
 def train_all(
     runs: Sequence[Run],
     split: Split,
@@ -175,23 +181,27 @@ def train_all(
 
     The files of a run are written to `folder` before it is yielded, and its log, with event
     files if `tensorboard`, while it trains. A run with files of the same recipe, seed, images,
-    weights, device and versions is not trained again, unless `fresh`; a run that was killed
-    goes on from its last saved state. On a cluster there are neither states nor logs. cache:
-    the folder of the features of frozen networks, by default data/. save_networks: without
-    it there are no checkpoints, only results. Raises InputError as `check_recipes` does, and if
-    the cluster can't be reached.
+    weights, device, threads and versions is not trained again, unless `fresh`; a run that was
+    killed goes on from its last saved state. On a cluster there are neither states nor logs.
+    cache: the folder of the features of frozen networks, by default data/. save_networks:
+    without it there are no checkpoints, only results. Raises InputError as `check_recipes`
+    does, and if the cluster can't be reached.
     """
     cache = cache or files.ROOT / "data"
     settings = {"device": device, "threads": threads, "deterministic": deterministic}
     facts = check_recipes({run.recipe: None for run in runs}, split, cluster)
+    conditions = {
+        recipe: settings | {"threads": _useful_threads(recipe, threads)} | facts_of_recipe
+        for recipe, facts_of_recipe in facts.items()
+    }
     missing = []
     for run in runs:
         if fresh:
             _remove_state(run, folder)
-        conditions = settings | facts[run.recipe]
         result = None
         if not fresh:
-            result = _load_finished_run(run, split, folder, conditions, save_networks)
+            given = conditions[run.recipe]
+            result = _load_finished_run(run, split, folder, given, save_networks)
         if result is None:
             missing.append(run)
         else:
@@ -204,7 +214,8 @@ def train_all(
         for run in missing:
             remove_log(_log_path(run, folder))  # of an earlier run
     else:
-        files_of_runs = {"tensorboard": tensorboard, "cache": cache}
+        states = {run: _state_files(run, split, folder, conditions[run.recipe]) for run in runs}
+        files_of_runs = {"states": states, "tensorboard": tensorboard, "cache": cache}
         trained = _train_here(missing, split, folder, jobs, settings, facts, **files_of_runs)
     for run, (result, checkpoint) in trained:
         path = folder / f"{run.file}.pt"
@@ -220,7 +231,7 @@ def train_all(
             data=split.record(),
             seed=run.seed,
             checkpoint_sha256=digest,
-            **settings | facts[run.recipe] | result,
+            **conditions[run.recipe] | result,
         )
         _remove_state(run, folder)
         yield run, result
@@ -326,6 +337,7 @@ def _train_here(
     settings: dict[str, Any],
     facts: dict[Recipe, dict[str, Any]],
     *,
+    states: dict[Run, list[StateFile]],
     tensorboard: bool,
     cache: Path,
 ) -> Iterator[tuple[Run, tuple[dict[str, Any], dict[str, Any] | None]]]:
@@ -334,7 +346,6 @@ def _train_here(
         return
     train, calls = partial(train_run, **settings), []
     for run in runs:
-        states = _state_files(run, split, folder, settings | facts[run.recipe])
         log = TrainingLog(_log_path(run, folder), tensorboard)
         # As many threads as the runs have together, in whichever process features are computed.
         how = {
@@ -342,7 +353,7 @@ def _train_here(
             "facts": facts[run.recipe],
             "cache": cache,
         }
-        calls.append((run, split, states, log, how))
+        calls.append((run, split, states[run], log, how))
     if jobs == 1:  # in this process, where the bar of `fit` is visible
         for run, call in zip(runs, calls, strict=True):
             yield run, train(*call)

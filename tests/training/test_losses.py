@@ -365,6 +365,7 @@ def test_the_post_hoc_offset_divides_probabilities_by_the_prior(case, tau):
         ({"loss": "balanced-softmax"}, "balanced softmax loss"),
         ({"loss": "focal", "class_weights": "inverse"}, "class-weighted focal loss"),
         ({"loss": "vs"}, "VS loss"),
+        ({"adversarial": 4.0, "trades": 6.0}, "cross-entropy with the penalty of TRADES"),
     ],
 )
 def test_the_title_names_the_loss_and_its_weights(options, title):

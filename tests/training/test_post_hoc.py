@@ -65,6 +65,7 @@ def test_crt_trains_the_head_alone(name, head):
         {"mix": "mixup", "mix_share": 1.0},
         {"label_smoothing": 0.5},
         {"adversarial": 64.0},
+        {"adversarial": 64.0, "trades": 6.0},
         {"sam": 0.5, "sam_class_weighted": True},
         {"loss": "balanced-softmax", "tau": 2.0},
         {"class_weights": "inverse"},

@@ -114,14 +114,22 @@ def test_a_run_of_an_earlier_version_gets_the_predictions_of_its_checkpoint(
 
 @pytest.mark.parametrize(
     ("changes", "settings"),
-    [({"momentum": 0.5}, {}), ({}, {"fresh": True}), ({}, {"deterministic": True}),
-     ({}, {"threads": 2})],
-)  # fmt: skip
+    [({"momentum": 0.5}, {}), ({}, {"fresh": True}), ({}, {"deterministic": True})],
+)
 def test_a_run_that_differs_is_trained(train, trained, monkeypatch, changes, settings):
     monkeypatch.setattr(runs_module, "make_deterministic", lambda: None)
     train(run())
     train(run(**changes), **settings)
     assert trained == ["tiny"]
+
+
+def test_threads_count_only_for_a_network_that_uses_them(train, trained, tmp_path):
+    small, large = run(), run("large", network="resnet9", width=4)
+    train(small, large)
+    train(small, large, threads=2)
+    assert trained == ["large"]
+    for file, threads in (("tiny", 1), ("large", 2)):
+        assert load_result(tmp_path / f"models/{file}.json")["threads"] == threads
 
 
 @pytest.mark.parametrize("content", [None, b"", b"{", b"[" * 100_000, "half", "foreign", "bit"])
