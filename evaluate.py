@@ -91,19 +91,16 @@ def main(args):
             checkpoints={name: network.record for name, network in networks.items()},
             comparison=asdict(comparison),
         )
-        saved += [*evaluation.save_confusions(folder, evaluations, split), result]
+        saved += [*evaluation.save_confusions(folder, networks, evaluations, split), result]
     options.print_saved(*saved, *([args.export] if args.export else []))
 
 
 def predict_files(args):
     """Print and save what each checkpoint says of image files, without a data set."""
-    alone = ("prior", "cost", "ensemble", "export")
-    useless = [f"--{name}" for name in alone if getattr(args, name)]
-    useless += options.typed_options(args, options.add_images)
-    if useless:
-        raise InputError(
-            f"--predict: loads no data set, {useless[0]} does nothing; leave it out"
-        )
+    why = "--predict: loads no data set"
+    options.require_absent(args, ("prior", "cost", "ensemble", "export"), why)
+    if useless := options.typed_options(args, options.add_images):
+        raise InputError(f"{why}, {useless[0]} does nothing; leave it out")
 
     from common.networks.checkpoint import load_checkpoints
     from common.reporting.predictions import find_images, predictions_text, save_predictions

@@ -35,6 +35,8 @@ def main(args):
     start = time.perf_counter()
     device = options.torch_device(args)
     split = options.load_split(args)
+    if args.audit_labels:
+        require_folds(split, args.seed)
     root = options.output_dir(args)
     suspects = []
     if not args.validation:  # otherwise an index would not be a position in split.train
@@ -97,7 +99,21 @@ def save_duplicates(duplicates, split, root):
 
     files = [save_table(root / "data" / "duplicates.csv", duplicates, COLUMNS)]
     figure = root / "figures" / "inspect_data_duplicates.png"
-    return [*files, duplicates_figure(figure, duplicates, split)] if duplicates else files
+    if not duplicates:
+        figure.unlink(missing_ok=True)  # of other images
+        return files
+    return [*files, duplicates_figure(figure, duplicates, split)]
+
+
+def require_folds(split, seed):
+    """Raise InputError if the train images are too few for the audit's folds."""
+    from common.inspection.label_audit import FOLDS
+    from common.training.cross_validation import stratified_folds
+
+    try:
+        stratified_folds(split.train.labels, split.train_groups, split.classes, FOLDS, seed)
+    except InputError as error:
+        raise InputError(f"--audit-labels: {error}") from None
 
 
 def audit_labels(args, device, split, root):
@@ -108,14 +124,11 @@ def audit_labels(args, device, split, root):
 
     classes, labels = split.classes, split.train.labels.numpy()
     recipe = replace(label_audit.RECIPE, epochs=1) if args.dry_run else label_audit.RECIPE
-    try:
-        logits = out_of_fold(
-            split.train, split.train_fingerprint, recipe, folds=label_audit.FOLDS,
-            classes=classes, seed=args.seed, device=device, cache=ROOT / "data", shifted=True,
-            **options.share_cores(args, device, label_audit.FOLDS),
-        )  # fmt: skip
-    except InputError as error:
-        raise InputError(f"--audit-labels: {error}") from None
+    logits = out_of_fold(
+        split.train, split.train_fingerprint, recipe, folds=label_audit.FOLDS,
+        classes=classes, seed=args.seed, device=device, cache=ROOT / "data", shifted=True,
+        groups=split.train_groups, **options.share_cores(args, device, label_audit.FOLDS),
+    )  # fmt: skip
     audit = label_audit.audit(logits, labels)
     suspects, text, numbers, files = report_audit(audit, split, root)
     print(f"\n{text}", flush=True)

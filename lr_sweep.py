@@ -9,6 +9,7 @@ figures/lr_sweep_RECIPE.json, and models/RECIPE-lrRATE.* for each rate. Finished
 trained again. With --range-test, one pass at growing rates instead.
 """
 
+import shlex
 import time
 from dataclasses import asdict, replace
 
@@ -30,6 +31,10 @@ def main(args):
         name += f"+epochs={args.epochs}"
     same_epochs = replace(recipe, epochs=RECIPES[args.recipe].epochs)
     name += variant_name(args.recipe, same_epochs).removeprefix(args.recipe)
+    if args.range_test:
+        only = "learning_rates", "jobs", "cluster", "fresh", "tensorboard", "deterministic"
+        options.require_absent(args, only, "--range-test: trains no network for each rate")
+    args.learning_rates = args.learning_rates or RATES
     options.require_distinct(args, "learning_rates")
     if args.validation == 0:
         raise InputError("--validation 0: the rates are judged by it; give a share above 0")
@@ -82,17 +87,13 @@ def sweep_stage(args, name, recipe, split, settings, ready, device, caption):
     figures = sweep_figures(path, name, recipe, result_by_rate, verdicts, start, caption)
     result = save_result(
         path.with_name(f"{path.name}.json"),
-        data=split.record(),
-        seed=args.seed,
-        device=str(device),
+        data=split.record(), seed=args.seed, device=str(device),
         seconds=sum(result["seconds"] for result in result_by_rate.values()),
-        recipe=asdict(recipe),
-        start_loss=start,
-        best_rate=best,
+        recipe=asdict(recipe), start_loss=start, best_rate=best,
         rates=[
             {"rate": r, "verdict": verdicts[r], **measured(result_by_rate[r])} for r in verdicts
         ],
-    )
+    )  # fmt: skip
     options.print_saved(*figures, result)
     print(f"saved {options.display_path(root / 'models' / name)}-lrRATE.pt, .json and .csv")
 
@@ -114,20 +115,18 @@ def range_test_stage(args, name, recipe, split, _settings, ready, device, captio
     folder = options.output_dir(args) / "figures"
     best = saved_best_rate(folder / f"lr_sweep_{name}.json", split, recipe)
     changes = command_line(recipe, replace(RECIPES[args.recipe], epochs=EPOCHS))
-    sweep = f"python lr_sweep.py {args.recipe} {changes}".rstrip()
+    sweep = ["python", "lr_sweep.py", args.recipe, *shlex.split(changes)]
+    for add in (options.add_images, options.add_run, options.add_training):
+        sweep += options.typed_options(args, add)
     print(f"\n{range_test_text(test, lowest, highest, best, sweep)}")
     figure = folder / f"lr_sweep_{name}_range_test.png"
     range_test_figure(figure, test, f"Learning-rate range test of {name}", recipe, caption)
     result = save_result(
         figure.with_suffix(".json"),
-        data=split.record(),
-        seed=args.seed,
-        device=str(device),
-        seconds=time.perf_counter() - start,
-        recipe=asdict(recipe),
-        sweep_best_rate=best,
+        data=split.record(), seed=args.seed, device=str(device),
+        seconds=time.perf_counter() - start, recipe=asdict(recipe), sweep_best_rate=best,
         **asdict(test),
-    )
+    )  # fmt: skip
     options.print_saved(figure, result)
 
 
@@ -137,7 +136,7 @@ if __name__ == "__main__":
     # fmt: off
     add("recipe", nargs="?", default="original", metavar="RECIPE",
         help="a name from train.py --list (default: %(default)s)")
-    add("--learning-rates", nargs="+", type=options.RATE, default=RATES, metavar="RATE",
+    add("--learning-rates", nargs="+", type=options.RATE, metavar="RATE",
         help=f"the rates (default: {' '.join(f'{rate:g}' for rate in RATES)})")
     add("--range-test", action="store_true",
         help=f"instead, one pass at rates that grow from {RANGE[0]:g} to {RANGE[1]:g} (default:"

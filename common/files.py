@@ -9,6 +9,7 @@ import io
 import json
 import os
 import platform
+import shlex
 import stat
 import sys
 import tempfile
@@ -198,7 +199,7 @@ def save_result(
     `load_result` notices a change.
     """
     record = {
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "data": data,
         "seed": seed,
         "device": device,

@@ -203,8 +203,8 @@ def add_run(parser: argparse.ArgumentParser) -> None:
         help="checkpoints go to DIR/models, figures to DIR/figures (default: the project's"
         " folder, or its dry-run/ in a dry run)")
     add("--dry-run", action="store_true",
-        help="run everything on a handful of images, without a download (default:"
-        " off)")
+        help="run everything on a handful of images; only --data makes it download CIFAR-10"
+        " (default: off)")
     # fmt: on
 
 
@@ -367,7 +367,7 @@ def typed_options(
     add_options: Callable[[argparse.ArgumentParser], None],
     words: Sequence[str] | None = None,
 ) -> list[str]:
-    """Return the options of `add_images` or `add_run` as they were typed.
+    """Return the options of `add_images`, `add_run` or the like as they were typed.
 
     Those that have their default values are left out. words: the command line's.
     """
@@ -382,6 +382,13 @@ def typed_options(
             values = itertools.takewhile(lambda word: word[:2] != "--", words[at[-1] + 1 :])
             typed += [words[at[-1]], *values]
     return typed
+
+
+def require_absent(args: argparse.Namespace, names: Sequence[str], because: str) -> None:
+    """Raise InputError if one of these options was given; because: what makes it useless."""
+    for name in names:
+        if getattr(args, name):
+            raise InputError(f"{because}, --{option_name(name)} does nothing; leave it out")
 
 
 def require_distinct(args: argparse.Namespace, *names: str) -> None:

@@ -22,7 +22,7 @@ from common.metrics.probabilities import softmax
 from common.networks.build import build
 from common.networks.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from common.networks.prediction import predict
-from common.reporting.evaluation_tables import is_held_out
+from common.reporting.evaluation_tables import caution, is_held_out
 
 DRY_RUN = ("--dry-run", "--data", "synthetic", "--threads", 1)
 CLASSES = ["car", "truck", "cat"]
@@ -228,6 +228,34 @@ def test_a_temperature_needs_images_that_were_held_out(in_process, tmp_path):
         words = "not trained with these validation images held out"
         assert words in " ".join(done.stdout.split()), other
         assert read(tmp_path / "figures/evaluate_original.json")["temperature"] is None
+
+
+def test_another_split_of_a_folder_is_no_held_out_test(tmp_path):
+    split = replace(dry_split(), changes={"test_share": 0.2})
+    data = split.record() | {"fingerprint": "other-one"}
+    checkpoint = Checkpoint(torch.nn.Identity(), split.classes, data=data)
+    assert "may be among\n its train images" in caution(checkpoint, split)
+    assert caution(replace(checkpoint, data=split.record()), split) == ""
+    elsewhere = replace(checkpoint, data=data | {"source": "another"})
+    assert caution(elsewhere, split).startswith("(Trained on other images")
+    assert caution(checkpoint, dry_split()).startswith("(Trained on other images")
+
+
+def test_a_network_of_the_test_images_is_marked_among_others(in_process, checkpoints, tmp_path):
+    saved = load_checkpoint(tmp_path / "two.pt")
+    save_checkpoint(
+        tmp_path / "two.pt", saved.network, "simple-cnn", {"classes": 3}, classes=CLASSES,
+        recipe={}, seed=0, data=None, trained_on_test=True,
+    )  # fmt: skip
+    done = in_process("evaluate.py", "one.pt", "two.pt", *DRY_RUN, "--output-dir", tmp_path)
+    assert done.returncode == 0, done.stderr
+    together = done.stdout.split("== All on the 32 test images")[1]
+    assert "two !" in together
+    assert "!: trained on the test images too" in together
+    assert "one !" not in together
+    compared = read(tmp_path / "figures/evaluate.json")["comparison"]["summaries"]
+    assert list(compared) == ["one", "two !"]
+    assert "!: trained on the test images too" in (tmp_path / "figures/index.html").read_text()
 
 
 def test_the_held_out_images_are_those_of_the_same_split_seed():

@@ -16,7 +16,7 @@ from common.training import log
 
 def test_a_sweep_shows_every_rate_and_is_not_trained_twice(in_process, tmp_path):
     out = tmp_path / "out"
-    shared = ["--dry-run", "--output-dir", out, "--jobs", "1", "--epochs", "1"]
+    shared = ["--dry-run", "--output-dir", out, "--threads", "1", "--epochs", "1"]
     text = in_process(
         "lr_sweep.py", *shared, "--learning-rates", "0.01", "1e30", "1e-10"
     ).stdout
@@ -45,10 +45,15 @@ def test_a_sweep_shows_every_rate_and_is_not_trained_twice(in_process, tmp_path)
     assert "To compare with a sweep, first run" in other
     changed = "sampler", "--range-test", "--batch-size", "8"
     other = in_process("lr_sweep.py", *changed, *shared).stdout
-    [command] = re.findall("first run: python (.+)", other)
-    assert command.startswith("lr_sweep.py sampler ")
-    assert "--batch-size 8" in command
-    assert in_process(*command.split(), *shared, "--learning-rates", "0.01").returncode == 0
+    [command] = re.findall(r"first run:\npython ((?:.+\\\n)*.+)", other)
+    words = command.replace("\\\n", "").split()
+    given = " ".join(words)
+    assert given.startswith("lr_sweep.py sampler ")
+    assert "--batch-size 8" in given
+    assert f"--output-dir {out}" in given
+    assert in_process(*words, "--learning-rates", "0.01").returncode == 0
+    ranged = in_process(*words, "--range-test").stdout
+    assert "by validation G-mean: 0.01\n" in ranged
 
 
 def test_a_sweep_of_a_frozen_network_computes_its_features_once(
@@ -58,10 +63,10 @@ def test_a_sweep_of_a_frozen_network_computes_its_features_once(
     torch.save(mobilenet_v3_small().state_dict(), tmp_path / "w.pt")
     shared = [
         "linear-probe", "--no-pretrained", "--weights", tmp_path / "w.pt", "--dry-run",
-        "--output-dir", tmp_path / "out", "--jobs", "1", "--data", "synthetic",
-        "--learning-rates", "0.001", "0.1", "--batch-size", "16",
+        "--output-dir", tmp_path / "out", "--threads", "1", "--data", "synthetic",
+        "--batch-size", "16",
     ]  # fmt: skip
-    ended = in_process("lr_sweep.py", *shared)
+    ended = in_process("lr_sweep.py", *shared, "--learning-rates", "0.001", "0.1")
     assert ended.returncode == 0, ended.stderr
     name = "linear-probe+pretrained=False+weights=w.pt+batch-size=16"
     saved = json.loads((tmp_path / f"out/figures/lr_sweep_{name}.json").read_text())
@@ -108,6 +113,11 @@ def test_each_rate_has_a_log_and_event_files(in_process, tmp_path):
         (["--learning-rates", "fast"], ["'fast'", "above 0"]),
         (["--learning-rates"], ["--learning-rates", "expected at least one"]),
         (["--learning-rates", "0.1", "1e-1"], ["0.1", "twice"]),
+        (
+            ["--range-test", "--learning-rates", "0.1"],
+            ["--range-test: ", "--learning-rates does nothing"],
+        ),
+        (["--range-test", "--jobs", "2"], ["--range-test: ", "--jobs does nothing"]),
         (["--validation", "0"], ["--validation 0"]),
         (["origina"], ["origina", "original"]),
     ],

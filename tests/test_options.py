@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import itertools
 import math
 import re
 import runpy
@@ -21,7 +22,7 @@ from hypothesis import strategies as st
 from common import options
 from common.errors import InputError
 from common.files import ROOT
-from common.training.recipe import FIELDS, Recipe, option_name
+from common.training.recipe import FIELDS, NEEDS, Recipe, option_name
 from common.training.recipe_record import command_line
 from common.training.recipes import RECIPES
 
@@ -65,8 +66,36 @@ def test_every_field_has_an_option(name):
         "trades": ["--adversarial", "4"],
         "crt_loss": ["--post-hoc", "crt"],
     }.get(name, [])
+    for other, possible in itertools.islice(NEEDS.get(name, {}).items(), 1):
+        value = possible[-1] if possible else "1"
+        extra = [f"--{option_name(other)}", value, *needs.get(value, [])]
     recipe = chosen(flag, *values, *extra)["original"]
     assert getattr(recipe, name) != field.default
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            ["--focal-gamma", "3"],
+            r"--focal-gamma: .* without --loss focal; leave it out, or add",
+        ),
+        (
+            ["--tau", "2"],
+            r"--loss logit-adjusted or vs, or --post-hoc logit-adjustment or tau-",
+        ),
+        (["--sam-from", "0.5"], r"--sam-from: does nothing without --sam above 0"),
+        (["--optimizer", "adamw", "--momentum", "0.5"], "--momentum: .* --optimizer sgd"),
+    ],
+)
+def test_an_option_that_does_nothing_is_refused(arguments, words):
+    with pytest.raises(InputError, match=words):
+        chosen(*arguments)
+
+
+def test_an_option_may_be_for_one_recipe_of_several():
+    found = chosen("--tau", "2", names=("original", "logit-adjusted"))
+    assert [recipe.tau for recipe in found.values()] == [2, 2]
 
 
 def test_an_option_overrides_the_named_recipe():
@@ -153,6 +182,8 @@ def test_any_recipe_is_what_its_command_line_says(values):
         recipe = Recipe(**values)
     except InputError:  # the values contradict each other
         reject()
+    # The command line refuses what does nothing.
+    recipe = Recipe(**{n: value for n, value in values.items() if not recipe.needs(n)})
     assert chosen(*shlex.split(command_line(recipe)))["original"] == recipe
 
 

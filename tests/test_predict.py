@@ -170,6 +170,7 @@ def test_a_folder_that_cannot_be_read_is_named(in_process, checkpoint, photos, m
         (["--predict", "nowhere"], ["--predict: nowhere: no such file or folder"]),
         (["--predict", "empty"], ["--predict: empty: no image files", "png, jpg"]),
         (["--predict", "photos/notes.txt"], ["no image can be read", "notes.txt: not a PNG"]),
+        (["--predict", "photos", "net.pt"], ["--predict net.pt: a checkpoint; name it before"]),
         (["--predict", "photos", "--prior", "1", "1", "1"], ["--prior does nothing"]),
         (["--predict", "photos", "--cost", "c.csv"], ["--cost does nothing"]),
         (["--predict", "photos", "--ensemble"], ["--ensemble does nothing"]),

@@ -429,6 +429,7 @@ def test_an_audit_of_a_class_smaller_than_the_folds_is_one_line(in_process, tmp_
     )  # fmt: skip
     assert done.returncode == 2
     assert is_one_line(done.stderr, "--audit-labels: 4 folds", "of cat there are 3")
+    assert done.stdout == ""
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,8 @@ def draw(source: Source, counts: dict[str, Counts | None], request: Request) -> 
     name = f"split-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     path, store = (request.cache / f"{name}.{ending}" for ending in ("npz", "images"))
     names = tuple(DISPLAY_NAMES.get(name, name) for name in source.classes)
+    if len(set(names)) < len(names):  # a folder with the classes automobile and car
+        names = source.classes
     split = split_cache.read(path, store, names, source.name, source.digest, request.seed)
     if split is None:
         pool = source.read(store)

@@ -31,6 +31,7 @@ from common.files import read_table
 from common.terminal import printable
 
 TEST_SHARE = 0.2
+PART_NAMES = ("train", "training", "test", "testing", "val", "valid", "validation", "dev")
 GROUPS_COLUMNS = ["file", "group"]
 BLOCK = 256  # files to read at once
 
@@ -64,7 +65,7 @@ def image_folder(root: Path, request: Request) -> Source:
         _require_two_of_each(entries[""], classes)
         if request.dry_run:
             entries[""] = _handful(entries[""], request.seed)
-        groups = _read_groups(request.groups, root, entries[""], classes)
+        groups = _read_groups(request, root, entries[""], classes)
         read = partial(_read_and_split, root, entries[""], classes, groups, request)
     elif request.skip_damaged:
         read = partial(_read_whole, root, entries, request)
@@ -90,6 +91,16 @@ def is_split(root: Path) -> bool:
 def has_classes(root: Path) -> bool:
     """Return whether a folder has a folder with images in it."""
     return any(next(files_in(root / name), None) for name in _subfolders(root))
+
+
+def require_no_parts(root: Path) -> None:
+    """Raise InputError if the folders in a folder are named as parts of a data set are."""
+    names = _subfolders(root)
+    if all(name.lower() in PART_NAMES for name in names):
+        raise InputError(
+            f"--data {root}: its folders {', '.join(names)} are parts of a data set, not"
+            " classes; name two of them train and test, and move the others away"
+        )
 
 
 def _subfolders(folder: Path) -> list[str]:
@@ -165,9 +176,13 @@ def _handful(entries: Entries, seed: int) -> Entries:
 
 
 def _read_groups(
-    path: Path | None, root: Path, entries: Entries, classes: Sequence[str]
+    request: Request, root: Path, entries: Entries, classes: Sequence[str]
 ) -> list[tuple[int, int]]:
-    """Return pairs of positions of files that the CSV file `path` puts into one group."""
+    """Return pairs of positions of files that the CSV file of --groups puts into one group.
+
+    A file's name is its path below `root`, in any spelling, or an absolute path.
+    """
+    path = request.groups
     if path is None:
         return []
     (_, columns), *lines = read_table(path) or [(1, ["none"])]
@@ -184,11 +199,17 @@ def _read_groups(
         if len(cells) != 2 or not all(cells):
             raise InputError(f"{where}: must have a file and a group")
         name, group = (cells[columns.index(column)] for column in GROUPS_COLUMNS)
-        if not os.path.lexists(root / name):
+        file = os.path.normpath(os.path.join(root, name))
+        if not os.path.lexists(file):
             raise InputError(f"{where}: {root} has no file {printable(name)}")
-        i = position_of.get(printable(name))
-        if i is None:  # of a class that is not asked for, or left out of a dry run
-            continue
+        relative = os.path.relpath(file, root)
+        i = position_of.get(printable(relative))
+        if i is None:
+            folder = relative.split(os.sep)[0]
+            left_out = folder in classes and request.dry_run
+            if not left_out and (folder in classes or folder == os.pardir):
+                raise InputError(f"{where}: {printable(name)} is none of the images in {root}")
+            continue  # of a class that is not asked for, or left out of a dry run
         j = first.setdefault(group, i)
         labels = entries[i][1], entries[j][1]
         if labels[0] != labels[1]:

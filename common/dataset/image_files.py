@@ -125,7 +125,8 @@ def _decode(content: bytes, path: Path, size: int | None) -> np.ndarray:
             raise DamagedImageError(
                 f"{path}: {width}x{height} pixels are too many; reduce or crop the image"
             )
-        if image.format != "GIF" and getattr(image, "n_frames", 1) != 1:
+        # Of an animation the first frame is read, of a photograph with previews (MPO) itself.
+        if image.format not in ("GIF", "MPO") and getattr(image, "n_frames", 1) != 1:
             raise DamagedImageError(
                 f"{path}: several images in one file; save one of them alone"
             )

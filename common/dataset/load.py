@@ -101,6 +101,7 @@ def load(
     if drop_leaks:
         leaks = duplicates.leaks(split.train.images, split.test.images).tolist()
         split = _with_train_labels(split, split.train.labels, leaks, leaks_dropped=len(leaks))
+        _require_every_class(split, "--drop-leaks")
     return hold_out(split, validation)
 
 
@@ -193,10 +194,13 @@ def hold_out(split: Split, share: float) -> Split:
             )
         except ValueError:
             raise _too_few(split, share) from None
+    rest = np.setdiff1d(positions, held_out)
     if set(labels.tolist()) - set(labels[held_out].tolist()):
         raise _too_few(split, share)
-    held_out = torch.from_numpy(np.sort(held_out))
-    rest = torch.from_numpy(np.setdiff1d(positions, held_out))
+    if missing := set(labels.tolist()) - set(labels[rest].tolist()):
+        names = ", ".join(split.classes[label] for label in sorted(missing))
+        raise InputError(f"--validation {share}: leaves no train image of {names}; take less")
+    held_out, rest = torch.from_numpy(np.sort(held_out)), torch.from_numpy(rest)
     validation = split.train.select(held_out)
     return replace(_with_train_images(split, rest), validation=validation)
 

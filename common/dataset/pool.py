@@ -59,7 +59,7 @@ class Pool:
     files: part -> the path of each image below the source; None if the images are not
     separate files.
     groups: of each train image, int64 (N,): images that must stay together; None if the source
-    has a split of its own. damaged: files that were left out because they can't be read.
+    has a split of its own. changes: see `Split`.
     """
 
     labels: dict[str, np.ndarray]

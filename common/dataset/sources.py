@@ -65,6 +65,7 @@ def _find_files(data: str, path: Path, request: Request) -> Source:
             f" {path / 'train'} to split that, or rename the folder of the test images"
         )
     if path.is_dir() and folders.has_classes(path):
+        folders.require_no_parts(path)
         return folders.image_folder(path, request)
     if path.is_dir():
         contents = f"{BATCHES}, train/ and test/, train.pickle and dev.pickle"

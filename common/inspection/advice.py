@@ -14,7 +14,7 @@ from common.files import processor
 from common.metrics.intervals import proportion_interval
 from common.networks.build import build, torch_seed
 from common.training.fit import flush_denormals, train_steps
-from common.training.optimization import make_optimizer, make_scheduler
+from common.training.optimization import make_optimizer
 from common.training.progress import Generators, TrainingState
 from common.training.recipes import BEST, RECIPES
 
@@ -234,8 +234,8 @@ def time_of_best(split: Split, device: torch.device, seconds: float) -> dict[str
     network = build(recipe.network, recipe.network_arguments(classes, split.image_size))
     network.to(device, memory_format=torch.channels_last)
     optimizer = make_optimizer(measured, network)
-    scheduler = make_scheduler(measured, optimizer, max(1, -(-n // batch)))
-    state = TrainingState(network, optimizer, scheduler, Generators(0, device))
+    # Without a scheduler, which would end after the steps of a whole training.
+    state = TrainingState(network, optimizer, None, Generators(0, device))
     steps = 0
     with torch_seed(0, device), flush_denormals():
         training = train_steps(examples, measured, state, device=device)

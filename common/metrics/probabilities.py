@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import optimize, special
 from sklearn.calibration import calibration_curve
-from sklearn.metrics import average_precision_score, brier_score_loss, log_loss
+from sklearn.metrics import average_precision_score, brier_score_loss
 
 from common.metrics.intervals import interval, row_prior
 
@@ -104,7 +104,7 @@ def judge(
     values = {
         "ece": overall.error,
         "brier": sum(class_brier),
-        "log_loss": float(log_loss(labels, probabilities, labels=range(len(classes)))),
+        "log_loss": float(_log_losses(labels, probabilities).mean()),
         "class_ece": [each.error for each in of_classes],
         "class_brier": class_brier,
         "average_precision": precision,
@@ -189,13 +189,21 @@ def _terms(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarra
     """
     truth = labels[..., None] == np.arange(probabilities.shape[-1])
     right = probabilities.argmax(-1) == labels
-    of_label = np.take_along_axis(probabilities, labels[..., None], -1)[..., 0]
     return {
         "squared": (probabilities - truth) ** 2,
-        "log_loss": -np.log(np.maximum(of_label, TINY)),
+        "log_loss": _log_losses(labels, probabilities),
         "top_gap": _in_bins(probabilities.max(-1), right),
         "class_gap": _in_bins(probabilities, truth),
     }
+
+
+def _log_losses(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """Return -log p of each image's label, (...), of labels (...) and probabilities (..., K).
+
+    (scikit-learn's log_loss takes no p below 2e-16.)
+    """
+    of_label = np.take_along_axis(probabilities, labels[..., None], -1)[..., 0]
+    return -np.log(np.maximum(of_label, TINY))
 
 
 def _in_bins(probabilities: np.ndarray, is_true: np.ndarray) -> np.ndarray:

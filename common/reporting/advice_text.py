@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from textwrap import fill
 
 from common.inspection.advice import RECALL, WIDEST, Advice
-from common.reporting.tables import WIDTH, short_names, shorten, text_table
+from common.reporting.tables import WIDTH, shell_lines, short_names, shorten, text_table
 
 MOST_ROWS = 10  # classes below each other; more stand in two columns
 
@@ -49,14 +48,7 @@ def next_command(
     it is the course's next step, which compares report A's recipes.
     """
     recipe = [advice.suited[0][0]] if image_options else []
-    words = ["python", "train.py", *recipe, *image_options, *other_options]
-    lines: list[str] = []
-    for word in map(shlex.quote, words):
-        if lines and len(f"{lines[-1]} {word} \\") <= WIDTH:
-            lines[-1] += f" {word}"
-        else:
-            lines.append(f"  {word}" if lines else word)
-    return " \\\n".join(lines)
+    return shell_lines(["python", "train.py", *recipe, *image_options, *other_options])
 
 
 def duration(seconds: float) -> str:

@@ -47,6 +47,7 @@ def report_audit(
         save_table(root / "data" / "label_ranking.csv", ranking, list(ranking[0])),
         label_joint(joint, audit.joint, classes, len(labels), source),
     ]
+    sheet.unlink(missing_ok=True)  # of another audit
     if suspects:
         files.append(suspects_figure(sheet, suspects, split.train.images, source))
     return suspects, text, numbers, files

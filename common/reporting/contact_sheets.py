@@ -97,8 +97,9 @@ def errors_figure(
 ) -> Path | None:
     """Draw the most confident errors, one row for each true class; None if there are none.
 
-    files: of the images, or empty. probabilities: (N, K). Of more than ten classes those with
-    the most errors are drawn.
+    Then there is no file at `path` afterwards, not that of an earlier network either. files: of
+    the images, or empty. probabilities: (N, K). Of more than ten classes those with the most
+    errors are drawn.
     """
     labels, predictions = part.labels.numpy(), probabilities.argmax(1)
     wrong = labels != predictions
@@ -106,6 +107,7 @@ def errors_figure(
     drawn = np.argsort(-errors, kind="stable")[:MOST_ROWS]
     drawn = sorted(k for k in drawn.tolist() if errors[k])
     if not drawn:
+        path.unlink(missing_ok=True)
         return None
     figure = new_figure(
         1.45 * PICTURES + 0.6,

@@ -24,7 +24,7 @@ from common.reporting.tables import (
     text_table,
 )
 
-SIGNIFICANT = 0.01  # a p below it is called a difference
+DIFFERENT = 0.01  # a p below it is called a difference
 MOST_DAMAGED = 10  # files to name in the text; the result file has all
 
 
@@ -82,13 +82,13 @@ def overview_text(overview: Overview, classes: Sequence[str]) -> str:
             name,
             f"{test.statistic:.3f}",
             f"{test.p:.2g}",
-            "they differ" if test.p < SIGNIFICANT else "no difference found",
+            "they differ" if test.p < DIFFERENT else "no difference found",
         ]
         for name, test in overview.similarity.items()
     ]
     order = overview.order
     always = f"Calling every test image a {shorten(classes[overview.largest_class])}"
-    verdict = "is not random" if order.p < SIGNIFICANT else "may well be random"
+    verdict = "is not random" if order.p < DIFFERENT else "may well be random"
     sentence = (
         f"Order of the train images: {order.runs:,} runs of equal labels; a random order has"
         f" {order.expected:,.1f} on average (z = {order.z:.2f}, p = {order.p:.2g}), so this one"

@@ -45,7 +45,7 @@ from common.reporting.probability_tables import (
     temperature_text,
 )
 from common.reporting.training_figures import confusion, confusions
-from common.reporting.training_tables import TRAINED_ON_TEST
+from common.reporting.training_tables import TRAINED_ON_TEST, marked
 from common.training.assumed_shares import of_checkpoint, train_counts
 
 MOST_SIDE_BY_SIDE = 4  # networks whose confusion matrices are shown in one figure
@@ -207,10 +207,13 @@ def compare(
 ) -> tuple[str, Comparison]:
     """Return how several networks compare on the same test images, as text and as numbers."""
     labels = split.test.labels.numpy()
-    reports = {name: each.report for name, each in evaluations.items()}
+    reports = _reports(networks, evaluations)
     comparison = compare_predictions(
         {name: [report.as_dict()] for name, report in reports.items()},
-        {name: network.test.argmax(1)[None] for name, network in networks.items()},
+        {
+            name: network.test.argmax(1)[None]
+            for name, network in zip(reports, networks.values(), strict=True)
+        },
         labels,
     )
     blocks = [
@@ -221,14 +224,25 @@ def compare(
     return "\n".join(blocks), comparison
 
 
+def _reports(
+    networks: dict[str, Network], evaluations: dict[str, Evaluation]
+) -> dict[str, Report]:
+    """Return the reports by the networks' names, marked if the test images were trained on."""
+    return {
+        marked(name, network.trained_on_test): evaluations[name].report
+        for name, network in networks.items()
+    }
+
+
 def save_confusions(
-    folder: Path, evaluations: dict[str, Evaluation], split: Split
+    folder: Path, networks: dict[str, Network], evaluations: dict[str, Evaluation], split: Split
 ) -> list[Path]:
     """Save the confusion matrices of several networks as one figure, if there is room."""
+    path = folder / "evaluate_confusions.png"
     if len(evaluations) > MOST_SIDE_BY_SIDE or len(split.classes) > MOST_LARGE_CELLS:
+        path.unlink(missing_ok=True)  # of other networks
         return []
-    reports = {name: evaluation.report for name, evaluation in evaluations.items()}
-    return [confusions(folder / "evaluate_confusions.png", reports, split.source)]
+    return [confusions(path, _reports(networks, evaluations), split.source)]
 
 
 def evaluation_text(

@@ -205,6 +205,12 @@ def caution(checkpoint: Checkpoint, split: Split) -> str:
         return "(What this network was trained on is not recorded in its checkpoint.)"
     trained_on = checkpoint.data["fingerprint"].partition("-")[0]
     if trained_on != split.train_fingerprint:
+        if "test_share" in split.changes and checkpoint.data["source"] == split.source:
+            return (
+                "(Trained on another split of this folder, so some of these test images may be"
+                " among\n its train images, and its scores too high. Evaluate it on the split"
+                " that it was\n trained on, or train again.)"
+            )
         return (
             "(Trained on other images or labels than those that belong to these test images:\n"
             f" {checkpoint.data['source']}, fingerprint {trained_on}.)"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from common.reporting.tables import text_table
+from common.reporting.tables import shell_lines, text_table
 from common.training.learning_rates import RangeTest
 
 CLEAR_FALL = 0.1  # the fall of a range test's loss from which its suggestion means something
@@ -56,11 +57,12 @@ def _short(loss: float) -> str:
 
 
 def range_test_text(
-    test: RangeTest, lowest: float, highest: float, sweep_best: float | None, sweep: str
-) -> str:
+    test: RangeTest, lowest: float, highest: float, sweep_best: float | None,
+    sweep: Sequence[str],
+) -> str:  # fmt: skip
     """Return what a range test found, beside the best rate of a sweep if there is one.
 
-    sweep: the command of that sweep.
+    sweep: the words of the command of that sweep.
     """
     lines = [
         f"Range test from {lowest:g} to {highest:g}, {len(test.losses):,} steps:",
@@ -71,7 +73,7 @@ def range_test_text(
         lines.append(f"but the loss fell by no more than {fall:.0%}: that says little")
     lines.append(f"edge of divergence: {f'{test.edge:.2g}' if test.edge else 'none met'}")
     if sweep_best is None:
-        lines.append(f"To compare with a sweep, first run: {sweep}")
+        lines.append(f"To compare with a sweep, first run:\n{shell_lines(sweep)}")
     else:
         ratio = f"{test.suggestion / sweep_best:.2g}"
         lines += [

@@ -125,9 +125,6 @@ def recipe_tables(record: Record) -> list[Table]:
     if record["comparison"] is not None:
         comparison = _comparison(record["comparison"])
         tables += _compared(ranked(comparison, by), f"{title} by {by}", by)
-        if any(name.endswith(" !") for name in comparison.summaries):
-            note = "!: trained on the test images too, so its scores are not held out."
-            tables[0] = tables[0]._replace(notes=[*tables[0].notes, note])
         if record.get("published"):
             rows = race_tables.published_rows(comparison)
             title = "Published figures beside ours"

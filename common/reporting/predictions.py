@@ -45,13 +45,16 @@ class Predictions:
 
 
 def find_images(given: Sequence[Path]) -> list[Path]:
-    """Return the files that are given, and the image files in the given folders, sorted.
+    """Return the files that are given, and the image files in the given folders, in order.
 
-    Those of a folder are its `image_files.files_in`. Raises InputError for a path that does not
-    exist, for a folder without image files, and for one that can't be read.
+    Those of a folder are its `image_files.files_in`, sorted. Raises InputError for a path that
+    does not exist, for a checkpoint, for a folder without image files, and for one that can't
+    be read.
     """
     found: list[Path] = []
     for path in given:
+        if path.suffix in (".pt", ".pth", ".ckpt"):
+            raise InputError(f"--predict {path}: a checkpoint; name it before --predict")
         if os.path.isfile(path):
             found.append(path)
         elif os.path.isdir(path):

@@ -25,7 +25,7 @@ def report_comparison(
     """
     by_recipe: dict[str, list[dict[str, Any]]] = {}
     for run, result in result_by_run.items():
-        name = f"{run.name} !" if run.recipe.train_on_test else run.name
+        name = tables.marked(run.name, run.recipe.train_on_test)
         by_recipe.setdefault(name, []).append(result)
     comparison = compare(by_recipe, split.test.labels.numpy())
     seeds = len(result_by_run) // len(by_recipe)
@@ -35,8 +35,6 @@ def report_comparison(
     if comparison is None:
         return "\n".join(lines), []
     lines += [f"{tables.compared_as_text(comparison)}\n\n{tables.legend_text(comparison)}"]
-    if any(run.recipe.train_on_test for run in result_by_run):
-        lines.append("!: trained on the test images too, so its scores are not held out.")
     saved = [
         recipes_compared(path.with_suffix(".png"), comparison, tables.RANKED_BY, split),
         files.write_text(path.with_suffix(".md"), tables.compared_as_markdown(comparison)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 
 from common.metrics.intervals import Interval
@@ -93,6 +94,21 @@ def _aligned(lines: Sequence[Sequence[str]], align: str) -> list[list[str]]:
         [pad[side](cell, width) for cell, width, side in zip(line, widths, align, strict=True)]
         for line in lines
     ]
+
+
+def shell_lines(words: Sequence[str]) -> str:
+    """Return a command for a shell, in several lines if it is long.
+
+    >>> print(shell_lines(["python", "train.py", "--data", "my photos"]))
+    python train.py --data 'my photos'
+    """
+    lines: list[str] = []
+    for word in map(shlex.quote, words):
+        if lines and len(f"{lines[-1]} {word} \\") <= WIDTH:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(f"  {word}" if lines else word)
+    return " \\\n".join(lines)
 
 
 def with_interval(value: float, interval: Interval) -> str:

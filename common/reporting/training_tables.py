@@ -93,6 +93,11 @@ def _per_class(counts: Sequence[int], classes: Sequence[str]) -> str:
     )
 
 
+def marked(name: str, trained_on_test: bool) -> str:
+    """Return the name in a comparison; a mark says that its test images were trained on."""
+    return f"{name} !" if trained_on_test else name
+
+
 def cell(s: Summary) -> str:
     """Return mean, deviation and interval, and marks for significant differences."""
     deviation = "" if s.deviation is None else f" ±{s.deviation:.3f}".replace("0.", ".")
@@ -134,7 +139,7 @@ def legend(comparison: Comparison, ranked_by: str = RANKED_BY) -> list[str]:
         " randomness; --seeds 5 trains with five seeds.",
     ]
     if len(comparison.summaries) == 1:
-        return sentences
+        return sentences + _mark_legend(comparison)
     sentences.append(
         f"P(best): the probability that no other row of the table has a higher {ranked_by},"
         f" from draws {'that cover both' if seeds > 1 else 'of the test images'}."
@@ -148,13 +153,20 @@ def legend(comparison: Comparison, ranked_by: str = RANKED_BY) -> list[str]:
 
 
 def images_legend(comparison: Comparison) -> list[str]:
-    """Return what the mark † means, and how many tests its p is corrected for."""
+    """Return what the marks † and ! mean, and how many tests the p of † is corrected for."""
     return [
         f"†: differs from {comparison.reference} by more than the chance in the draw of the"
         " test images (paired over images, seeds pooled); says nothing of other trainings.",
         f"{'Both: ' if comparison.seeds > 1 else ''}p < {SIGNIFICANT} after Holm's correction"
         f" over all {comparison.tests} tests of the table.",
+        *_mark_legend(comparison),
     ]
+
+
+def _mark_legend(comparison: Comparison) -> list[str]:
+    if not any(name.endswith(" !") for name in comparison.summaries):
+        return []
+    return ["!: trained on the test images too, so its scores are not held out."]
 
 
 def legend_text(comparison: Comparison, ranked_by: str = RANKED_BY) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.model_selection import StratifiedKFold
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 from tqdm import tqdm
 
 from common.dataset.cache_file import read_arrays, write_arrays
@@ -24,10 +24,40 @@ from common.training.recipe import Recipe
 from common.training.workers import call_in_processes
 
 
+def stratified_folds(
+    labels: torch.Tensor, groups: torch.Tensor | None, classes: Sequence[str], folds: int,
+    seed: int,
+) -> list[np.ndarray]:  # fmt: skip
+    """Return the positions of the images of each fold.
+
+    labels: of each image, (N,). groups: of each image, (N,); those of one are in one fold.
+    Raises InputError if a class has fewer images than there are folds, or all of them in one
+    group.
+    """
+    for name, n in zip(classes, labels.bincount(minlength=len(classes)).tolist(), strict=True):
+        if n < folds:
+            raise InputError(
+                f"{folds} folds need {folds} train images of each class, and of {name} there"
+                f" are {n}; raise --train-counts"
+            )
+    splitter = StratifiedKFold if groups is None else StratifiedGroupKFold
+    drawn = splitter(folds, shuffle=True, random_state=seed).split(labels, labels, groups)
+    held_out = []
+    for others, positions in drawn:
+        if lacking := set(range(len(classes))) - set(labels[others].tolist()):
+            name = classes[min(lacking)]
+            raise InputError(
+                f"{folds} folds: nearly all train images of {name} are of one group, or near"
+                " duplicates of each other, and can't be held out together; add images"
+            )
+        held_out.append(positions)
+    return held_out
+
+
 def out_of_fold(
     part: LabelledImages, fingerprint: str, recipe: Recipe, *, folds: int,
     classes: Sequence[str], seed: int, device: torch.device, jobs: int, threads: int,
-    cache: Path, shifted: bool = False,
+    cache: Path, shifted: bool = False, groups: torch.Tensor | None = None,
 ) -> np.ndarray:  # fmt: skip
     """Return logits (N, K), each image's from a network that was trained without the image.
 
@@ -36,21 +66,15 @@ def out_of_fold(
     `cache`, if that can be written, when its network is trained, and an interrupted call
     continues from there.
     fingerprint: of the images and labels; part of the cache key. shifted: whether to average
-    over shifts of each image (`predict_shifted`). Raises InputError if a class
-    has fewer images than there are folds.
+    over shifts of each image (`predict_shifted`). groups: of each image, (N,), if images of one
+    must be held out together. Raises InputError as `stratified_folds` does.
     """
-    for name, n in zip(classes, part.counts(len(classes)), strict=True):
-        if n < folds:
-            raise InputError(
-                f"{folds} folds need {folds} train images of each class, and of {name} there"
-                f" are {n}; raise --train-counts"
-            )
-    splitter = StratifiedKFold(folds, shuffle=True, random_state=seed)
-    held_out = [positions for _, positions in splitter.split(part.labels, part.labels)]
+    held_out = stratified_folds(part.labels, groups, classes, folds, seed)
     # In the cache key the fingerprint represents the images. The recipe is represented by its
     # changes to the defaults: a field that is added to Recipe later leaves the key unchanged.
     key = [fingerprint, recipe.changes(), folds, len(classes), seed, str(device), threads]
     key += ["shifted"] if shifted else []
+    key += [] if groups is None else [groups.tolist()]
     files = [_cache_file(cache, [fold, *key, versions()]) for fold in range(folds)]
     settings = (recipe, len(classes), str(device), threads, shifted)
     calls = {}

@@ -201,12 +201,13 @@ def train_steps(
         set_training_mode(network)
         generators.begin_epoch()
         prior = sampling.class_shares(counts, recipe, epoch).float().to(device)
-        reweighted = epoch >= recipe.reweight_from * recipe.epochs
+        last = recipe.epochs - 1  # before which both begin, if there are few epochs
+        reweighted = epoch >= min(recipe.reweight_from * recipe.epochs, last)
         epoch_class_weights = class_weights if reweighted else None
         per_example_loss = losses.make_loss(recipe, counts.to(device), prior)
         objective = partial(losses.batch_loss, per_example_loss, epoch_class_weights)
         ascent = None
-        if recipe.sam and epoch >= recipe.sam_from * recipe.epochs:
+        if recipe.sam and epoch >= min(recipe.sam_from * recipe.epochs, last):
             ascent = objective
             if recipe.sam_class_weighted:
                 inverse = (1 / counts).to(device)  # a weighted mean is independent of a factor
@@ -317,6 +318,7 @@ def _end_epoch(
     last_batch: the size of the epoch's last batch.
     """
     history = state.history
+    steps = len(state.epoch_losses)
     _record_epoch(history, torch.stack(state.epoch_losses), recipe.batch_size, last_batch)
     state.epoch_losses = []
     if history.diverged_at:
@@ -324,6 +326,10 @@ def _end_epoch(
     evaluated = state.network if state.average is None else state.average
     if len(validation.labels):
         _validate(evaluated, validation, recipe, history)
+        if not math.isfinite(history.validation_loss[-1]):  # by the epoch's last step
+            del history.validation_loss[-1], history.validation_g_mean[-1]
+            history.diverged_at = len(history.loss) * steps
+            return False
     if recipe.patience:
         epoch, scores = len(history.loss), history.validation_g_mean
         if epoch == 1 or scores[-1] > scores[history.best_epoch - 1]:
@@ -341,6 +347,7 @@ def _record_epoch(
     last_batch: the size of the last batch, which may be smaller than the others.
     """
     steps = len(epoch_losses)
+    epoch_losses = epoch_losses.cpu().double()  # whose sum may exceed float32
     sizes = torch.full_like(epoch_losses, batch_size)
     sizes[-1] = last_batch
     finite = int(epoch_losses.isfinite().cumprod(0).sum())  # steps before the first that is not

@@ -31,6 +31,37 @@ def option(default: Any, help_text: str, *choices: str, **limits: Any) -> Any:
 MOST_EPOCHS = 100_000
 
 
+# Fields that do nothing alone: what other fields must be, one of them at least. No values: any
+# number above 0.
+NEEDS: dict[str, dict[str, tuple[str, ...]]] = {
+    "momentum": {"optimizer": ("sgd",)},
+    "step_epochs": {"schedule": ("step",)},
+    "step_factor": {"schedule": ("step",)},
+    "warm_up": {"schedule": ("one-cycle",)},
+    "sam_from": {"sam": ()},
+    "neighbours": {"resample": ("smote", "borderline-smote", "adasyn")},
+    "mix_share": {"mix": ("mixup", "cutmix")},
+    "mix_alpha": {"mix": ("mixup", "cutmix")},
+    "adversarial_steps": {"adversarial": ()},
+    "focal_gamma": {"loss": ("focal",)},
+    "margin": {"loss": ("ldam",)},
+    "tau": {
+        "loss": ("logit-adjusted", "vs"),
+        "post_hoc": ("logit-adjustment", "tau-normalisation"),
+    },
+    "vs_gamma": {"loss": ("vs",)},
+    "smoothing_head": {
+        "loss": ("label-aware-smoothing",), "crt_loss": ("label-aware-smoothing",)
+    },
+    "smoothing_tail": {
+        "loss": ("label-aware-smoothing",), "crt_loss": ("label-aware-smoothing",)
+    },
+    "beta": {"class_weights": ("effective-number",)},
+    "reweight_from": {"class_weights": ("inverse", "effective-number")},
+    "crt_epochs": {"post_hoc": ("crt",)},
+}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Recipe:
     """One way to train. The defaults are the reports' own.
@@ -297,6 +328,23 @@ class Recipe:
                 self.frozen and self.adversarial > 0
             ),
         }
+
+    def needs(self, name: str) -> str:
+        """Return the options without which the field `name` has no effect; "" if it has one.
+
+        >>> Recipe().needs("tau")
+        '--loss logit-adjusted or vs, or --post-hoc logit-adjustment or tau-normalisation'
+        >>> Recipe(loss="vs").needs("tau")
+        ''
+        """
+        options = []
+        for other, values in NEEDS.get(name, {}).items():
+            value = getattr(self, other)
+            if value in values or (not values and value):
+                return ""
+            wanted = " or ".join(values) or "above 0"
+            options.append(f"--{option_name(other)} {wanted}")
+        return ", or ".join(options)
 
     def network_arguments(self, classes: int, image_size: int = 32) -> dict[str, Any]:
         """Return the arguments that `networks.build` builds the network with.

@@ -259,7 +259,8 @@ def select(
     """Return the recipes of these names, with `changes` in place of their own values.
 
     most_epochs: an upper limit on the epochs. Raises InputError for an unknown name, with the
-    most similar names, and for values that contradict each other.
+    most similar names, for values that contradict each other, and for one that does nothing to
+    any of the recipes.
     """
     chosen = {}
     for name in names:
@@ -270,4 +271,11 @@ def select(
         if most_epochs:
             recipe = replace(recipe, epochs=min(recipe.epochs, most_epochs))
         chosen[name] = recipe
+    for field_name in changes:
+        needed = [recipe.needs(field_name) for recipe in chosen.values()]
+        if needed and all(needed):
+            raise InputError(
+                f"--{option_name(field_name)}: does nothing without {needed[0]}; leave it out,"
+                " or add that"
+            )
     return chosen

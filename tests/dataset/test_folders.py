@@ -2,6 +2,7 @@
 
 import csv
 import io
+import shutil
 
 import numpy as np
 import pytest
@@ -146,6 +147,16 @@ def test_of_a_gif_the_first_frame_is_read(tmp_path):
     assert (read_image(tmp_path / "a.gif", 20) == (255, 0, 0)).all()
 
 
+def test_of_a_photograph_with_previews_the_photograph_is_read(tmp_path):
+    photograph, preview = picture(1), picture(2, 24, 20)
+    photograph.save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=[preview])
+    photograph.save(tmp_path / "b.jpg", "JPEG")
+    with Image.open(tmp_path / "a.jpg") as image:
+        assert (image.format, image.n_frames) == ("MPO", 2)
+    a, b = (read_image(tmp_path / name, 20) for name in ("a.jpg", "b.jpg"))
+    assert np.array_equal(a, b)
+
+
 def test_exif_data_that_cannot_be_read_do_no_harm(tmp_path):
     image = picture(3)
     file = io.BytesIO()
@@ -203,12 +214,48 @@ def test_images_of_a_group_stay_on_one_side(photos, load, tmp_path):
     assert load(photos, groups=path).fingerprint != load(photos).fingerprint
 
 
+def test_a_file_of_a_group_may_be_spelled_in_any_way(photos, load, tmp_path):
+    names = [name for name in both_parts(load(photos)) if name.startswith("boat")]
+    spelled = [f"./{names[0]}", str(photos / names[1]), names[2].replace("/", "//")]
+    spelled += [f"owl/../{names[3]}", *names[4:]]
+    trips = [f"trip {i % 5}" for i in range(len(names))]
+    plain, other = (
+        write_groups(tmp_path / f"{k}.csv", zip(each, trips, strict=True))
+        for k, each in enumerate((names, spelled))
+    )
+    found = [load(photos, groups=path, cache=tmp_path / path.stem) for path in (plain, other)]
+    assert found[0].test_files == found[1].test_files
+    assert found[0].train_groups.tolist() == found[1].train_groups.tolist()
+
+
+def test_groups_may_name_files_that_are_not_asked_for(photos, load, tmp_path):
+    names = both_parts(load(photos))
+    path = write_groups(tmp_path / "groups.csv", [(name, name) for name in names])
+    load(photos, groups=path, classes=["boat", "owl"])
+    load(photos, groups=path, dry_run=True)
+
+
+def test_parts_of_other_names_are_no_classes(photos, load):
+    for part in ("Training", "Testing"):
+        shutil.copytree(photos, photos.with_name("both") / part)
+    with pytest.raises(InputError, match="folders Testing, Training are parts of a data set"):
+        load(photos.with_name("both"))
+
+
+def test_a_folder_may_have_the_classes_automobile_and_car(photos, load):
+    for old, new in (("boat", "automobile"), ("owl", "car")):
+        (photos / old).rename(photos / new)
+    assert load(photos).classes == ("automobile", "sea lion", "car")
+
+
 @pytest.mark.parametrize(
     ("rows", "columns", "words"),
     [
         ([], ("file", "person"), "its columns are file, person; they must be file, group"),
         ([], ("file", "group", "more"), "they must be file, group"),
         ([("boat/none.png", "a")], ("file", "group"), "line 2: .* has no file boat/none.png"),
+        ([("owl/notes.txt", "a")], ("file", "group"), "notes.txt is none of the images in"),
+        ([("../groups.csv", "a")], ("file", "group"), "groups.csv is none of the images in"),
         ([("", "a")], ("file", "group"), "line 2: must have a file and a group"),
         ([("boat/1.png",)], ("file", "group"), "line 2: must have a file and a group"),
         ([("boat/1.png", "a", "b")], ("file", "group"), "line 2: must have a file and a group"),

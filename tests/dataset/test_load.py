@@ -163,6 +163,10 @@ def test_dry_run_takes_few_images_and_downloads_nothing(load, monkeypatch, capsy
         ({"validation": 0.01}, "--validation 0.01"),
         ({"validation": 0.04}, "--validation 0.04: too small to hold an image of each class"),
         ({"validation": 0.995}, "--validation 0.995"),
+        (
+            {"validation": 0.9, "train_counts": [60, 20, 4]},
+            "leaves no train image of cat",
+        ),
         ({"data": "no/such/place"}, "--data no/such/place: no such folder"),
         ({"label_noise": [("boat", 0.1)]}, "noise boat: no such class; .* car, truck, cat"),
         ({"label_noise": [("car", 0.1), ("automobile", 0.2)]}, "automobile: give one share"),

@@ -1,5 +1,6 @@
 """The advice of stage 1: recipes, test images that are missing, how long `best` takes."""
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -115,6 +116,20 @@ def test_the_time_of_best_is_that_of_its_steps(monkeypatch):
     assert measured["measured_batch"] == 128
     assert measured["steps_per_epoch"] == 3  # of 290 images
     assert measured["seconds"] == pytest.approx(6 / (3 * 128) * 290 * 7)
+
+
+def test_a_fast_machine_measures_more_steps_than_a_training_has(monkeypatch):
+    def train_steps(examples, recipe, state, device):
+        while True:
+            if state.scheduler is not None:
+                state.scheduler.step()
+            yield torch.zeros(())
+
+    monkeypatch.setattr(advice, "train_steps", train_steps)
+    clock = itertools.count(0, 0.001)
+    monkeypatch.setattr(advice.time, "perf_counter", lambda: next(clock))
+    measured = advice.time_of_best(split_of((20, 5, 4), (1, 1, 1)), CPU, 2.0)
+    assert measured["measured_steps"] > 1000 > BEST.epochs * measured["steps_per_epoch"]
 
 
 def test_large_images_are_measured_in_small_batches(monkeypatch):

@@ -178,6 +178,15 @@ def test_draws_repeat_and_leave_the_global_generator_alone():
     assert np.random.random() == expected
 
 
+def test_an_error_without_doubt_costs_what_its_probability_says():
+    probabilities = np.array([[1 - 1e-30, 1e-30], [0.5, 0.5], [0.5, 0.5]])
+    judged = p.judge(np.array([1, 0, 1]), probabilities, CLASSES[:2])
+    expected = (30 * np.log(10) + 2 * np.log(2)) / 3
+    assert judged.log_loss == pytest.approx(expected)
+    low, high = judged.intervals["log_loss"]
+    assert low < expected < high
+
+
 def test_the_temperature_has_the_least_log_loss():
     labels, _ = random_probabilities((200, 50, 20))
     rng = np.random.default_rng(1)

@@ -56,6 +56,25 @@ def test_no_network_is_trained_on_images_that_it_judges(run_folds, watched_fit, 
         assert torch.bincount(train.labels).tolist() == pytest.approx([8, 5.3, 4], abs=0.8)
 
 
+def test_images_of_a_group_are_judged_together(run_folds, watched_fit):
+    part = random_part((12, 8, 6))
+    groups = torch.arange(26) // 2
+    labels = part.labels[2 * groups]  # of one class
+    part = LabelledImages(part.images, labels)
+    for seed in range(3):
+        folds = cross_validation.stratified_folds(labels, groups, CLASSES, 3, seed)
+        assert sorted(np.concatenate(folds).tolist()) == list(range(26))
+        for fold in folds:
+            others = np.setdiff1d(np.arange(26), fold)
+            assert not set(groups[fold].tolist()) & set(groups[others].tolist())
+    run_folds(part=part)
+    run_folds(part=part, groups=groups)
+    assert watched_fit.call_count == 6  # with groups the folds are others
+    of_one = torch.where(labels == 2, 99, groups)
+    with pytest.raises(InputError, match="images of cat are of one group"):
+        run_folds(part=part, groups=of_one)
+
+
 def test_shifted_images_are_judged_by_their_average(run_folds, monkeypatch):
     def first_row(_, images):  # what a shift changes
         return images[:, 0, 0, :3].float()

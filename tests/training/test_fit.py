@@ -25,7 +25,7 @@ from common.training.fit import (
     train_steps,
 )
 from common.training.optimization import make_optimizer
-from common.training.progress import Generators, TrainingState
+from common.training.progress import Generators, History, TrainingState
 from common.training.recipe import Recipe
 from common.training.recipes import RECIPES
 
@@ -176,6 +176,9 @@ def test_deferred_weights_begin_at_their_epoch():
     losses = fitted(replace(recipe, class_weights="inverse", reweight_from=0.5))[1].loss
     assert losses[0] == plain[0]
     assert losses[1] != plain[1]
+    # With few epochs they have the last one.
+    late = fitted(replace(recipe, class_weights="inverse", reweight_from=0.9))[1].loss
+    assert late == losses
 
 
 @pytest.mark.parametrize("network", ["simple-cnn", "resnet9"])
@@ -258,6 +261,24 @@ def test_a_loss_that_is_not_finite_names_step_and_rate():
     assert history.loss == pytest.approx([first.item()], rel=1e-5)
     with pytest.raises(DivergedError, match=r"step 2; take .* below 1e\+30"):
         require_finite(history, recipe)
+
+
+def test_a_validation_loss_that_is_not_finite_is_divergence():
+    # The only step of each epoch: its own loss is finite, that of the new weights is not.
+    recipe = replace(RECIPE, learning_rate=1e30, batch_size=64)
+    _, history = fitted(recipe, validation=TRAIN, dropout=0.0)
+    assert history.diverged_at == 1
+    assert len(history.loss) == 1
+    assert history.validation_loss == history.validation_g_mean == []
+    with pytest.raises(DivergedError, match="step 1"):
+        require_finite(history, recipe)
+
+
+def test_the_mean_of_large_losses_is_finite():
+    history = History()
+    fit_module._record_epoch(history, torch.full((3,), 3e38), 64, 64)
+    assert history.loss == [pytest.approx(3e38)]
+    assert not history.diverged_at
 
 
 class SmoothNetwork(torch.nn.Module):
@@ -351,12 +372,11 @@ def test_sam_and_max_norm_equal_a_slow_loop(change):
 @pytest.mark.parametrize("name", ["original", "best", "robust"])
 def test_before_its_epoch_sam_changes_no_bit(name):
     recipe = small(name)
-    # SAM would begin with the third epoch of two.
-    later = replace(recipe, sam=0.2, sam_from=0.9, sam_class_weighted=True)
-    (network, history), (other, same) = (fitted(each, train=MORE) for each in (recipe, later))
-    assert history == same
-    for key, value in network.state_dict().items():
-        assert torch.equal(other.state_dict()[key], value), key
+    later = replace(recipe, sam=0.2, sam_from=0.9, sam_class_weighted=True)  # the last epoch
+    (_, history), (_, other) = (fitted(each, train=MORE) for each in (recipe, later))
+    assert len(history.loss) == 2
+    assert other.loss[0] == history.loss[0]
+    assert other.loss[1] != history.loss[1]
 
 
 def test_no_class_vector_is_longer_than_the_largest_norm():

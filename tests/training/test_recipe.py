@@ -6,12 +6,13 @@ import math
 from dataclasses import asdict, replace
 
 import pytest
+import torch
 from conftest import random_part
 
 from common.dataset.split import make_split
 from common.errors import InputError
 from common.training import recipes
-from common.training.recipe import FIELDS, Recipe
+from common.training.recipe import FIELDS, NEEDS, Recipe
 from common.training.recipe_record import from_record
 from common.training.recipes import RECIPES
 from common.training.runs import Run, train_run
@@ -170,6 +171,21 @@ def test_a_number_at_its_limits_trains_or_diverges(name):
             assert all(weight.isfinite().all() for weight in weights), recipe
         else:
             assert (name, value) in (("learning_rate", 1e30), ("weight_decay", 1e6)), recipe
+
+
+@pytest.mark.parametrize("name", NEEDS)
+def test_a_field_without_what_it_needs_changes_no_bit(name):
+    plain = Recipe(epochs=2, learning_rate=0.01, optimizer="adamw")
+    default = getattr(plain, name)
+    changed = replace(plain, **{name: 7 if isinstance(default, int) else 0.25})
+    assert plain != changed
+    assert changed.needs(name)
+    first, other = (
+        train_run(Run("x", each, 0), SPLIT, device="cpu", threads=1, deterministic=False)[1]
+        for each in (plain, changed)
+    )
+    for key, value in first["network"].state_dict().items():
+        assert torch.equal(other["network"].state_dict()[key], value), key
 
 
 def test_the_reports_recipes():
