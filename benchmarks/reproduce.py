@@ -41,6 +41,7 @@ ROBUST_ATTACKS = (
     "--test-counts full --epsilons 0 4 --ensemble-epsilons 4 --images 3 --noise-steps 5"
     " --universal-steps 2"
 )
+SHORTER_ATTACKS = "--ensemble-steps 50 --queries 200"
 SPEED = "benchmarks/run.py"  # its results go to benchmarks/, beside those of other processors
 # What takes the place of options in --quick, which would need minutes with them.
 QUICK = {
@@ -136,7 +137,7 @@ def labels_stage():
 def robust_stage():
     """Return the stage of adversarial training, three seeds: `robust`, then with each loss.
 
-    The losses are compared on a third of the test images, with less of Square.
+    The losses are compared on a third of the test images, with shorter attacks.
     """
 
     def attack(name, rest, published):
@@ -149,7 +150,7 @@ def robust_stage():
         Command("three", ROBUST.line.replace("robust", name)) for name in ROBUST_VARIANTS
     ]
     commands += [
-        attack(name, "--per-class 200 --queries 200", f"losses_{name}.json")
+        attack(name, f"--per-class 200 {SHORTER_ATTACKS}", f"losses_{name}.json")
         for name in ("robust", *ROBUST_VARIANTS)
     ]
     return Stage("adversarial training, each loss against imbalance", commands, quick=2)
