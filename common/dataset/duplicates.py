@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from common.dataset.stored_images import Images
+from common.dataset.stored_images import Images, select
 
 # Measured on the cars, trucks and cats of CIFAR-10. Copies of 2,812 train images, with the
 # brightness changed by 2%, shifted by a pixel along one or both axes, mirrored or saved as JPEG
@@ -62,17 +62,34 @@ class Pair(NamedTuple):
 
 
 def between(a: Images, b: Images) -> list[Pair]:
-    """Return all duplicates with one image in a and one in b, the most similar first.
+    """Return the duplicates with one image in a and one in b, the most similar first.
 
     a: uint8 (N, 3, S, S), b: uint8 (M, 3, S, S). Near duplicates are within THRESHOLD; an
-    almost uniform image (see UNIFORM_STD) has exact duplicates only.
+    almost uniform image (see UNIFORM_STD) has exact duplicates only. Of images with identical
+    pixels in a, each is paired with the duplicates of the first in b, or with the first of
+    those that are identical: a thousand copies make a thousand pairs, not a million.
     """
-    return _search(a, b, same=False)
+    (copies_a, a), (copies_b, b) = _originals(a), _originals(b)
+    pairs = []
+    for pair in _search(a, b, same=False):
+        first, second = copies_a[pair.first], copies_b[pair.second]
+        pairs += [pair._replace(first=i, second=second[0]) for i in first]
+        pairs += [pair._replace(first=first[0], second=j) for j in second[1:]]
+    return sorted(pairs, key=_most_similar_first)
 
 
 def within(images: Images) -> list[Pair]:
-    """Return all duplicates among images, uint8 (N, 3, S, S), with first < second."""
-    return _search(images, images, same=True)
+    """Return the duplicates among images, uint8 (N, 3, S, S), with first < second.
+
+    Of images with identical pixels each is paired with the first, and only that with others.
+    """
+    copies, originals = _originals(images)
+    pairs = [
+        pair._replace(first=copies[pair.first][0], second=copies[pair.second][0])
+        for pair in _search(originals, originals, same=True)
+    ]
+    pairs += [Pair(first, i, 0.0, False) for first, *others in copies for i in others]
+    return sorted(pairs, key=_most_similar_first)
 
 
 def leaks(train_images: Images, test_images: Images) -> torch.Tensor:
@@ -108,9 +125,35 @@ def rows(
     return table
 
 
+def _most_similar_first(pair: Pair) -> tuple[float, int, int]:
+    return pair.distance, pair.first, pair.second
+
+
+def _originals(images: Images) -> tuple[list[list[int]], Images]:
+    """Return the positions of each image's copies, and the first image of each.
+
+    Copies have identical pixels; their positions are in order.
+    """
+    copies = defaultdict(list)
+    for i, digest in enumerate(_digests(images)):
+        copies[digest].append(i)
+    positions = list(copies.values())
+    if len(positions) == len(images):
+        return positions, images
+    return positions, select(images, torch.tensor([first for first, *_ in positions]))
+
+
 def _search(a: Images, b: Images, same: bool) -> list[Pair]:
-    """Return the duplicates of a and b, each pair once; `same`: only with first < second."""
-    closest = {(i, j): Pair(i, j, 0.0, False) for i, j in _exact(a, b, same)}
+    """Return the duplicates of a and b, each pair once; `same`: only with first < second.
+
+    No two images of a, and no two of b, have identical pixels.
+    """
+    closest = {}
+    if not same:
+        position_of = {digest: j for j, digest in enumerate(_digests(b))}
+        for i, digest in enumerate(_digests(a)):
+            if (j := position_of.get(digest)) is not None:
+                closest[i, j] = Pair(i, j, 0.0, False)
     a, b = _reduced(a), _reduced(b)
     # The order matters: of equal distances the first wins, so a symmetrical image does not
     # count as mirrored.
@@ -118,18 +161,7 @@ def _search(a: Images, b: Images, same: bool) -> list[Pair]:
         key = (pair.first, pair.second)
         if key not in closest or pair.distance < closest[key].distance:
             closest[key] = pair
-    return sorted(closest.values(), key=lambda pair: (pair.distance, pair.first, pair.second))
-
-
-def _exact(a: Images, b: Images, same: bool) -> Iterator[tuple[int, int]]:
-    """Yield the pairs with identical pixels."""
-    positions = defaultdict(list)
-    for j, digest in enumerate(_digests(b)):
-        positions[digest].append(j)
-    for i, digest in enumerate(_digests(a)):
-        for j in positions.get(digest, ()):
-            if i < j or not same:
-                yield i, j
+    return list(closest.values())
 
 
 def _digests(images: Images) -> Iterator[bytes]:

@@ -104,6 +104,8 @@ def test_search_equals_a_slow_loop(monkeypatch):
     within = {(i, j): pair for (i, j), pair in slow_pairs(both, both).items() if i < j}
     assert set(between) == {(4, 0), (0, 1), (3, 2), (1, 3), (2, 4), (0, 5), (0, 6)}
     assert set(within) == {(i, j + 9) for i, j in between} | {(10, 14), (10, 15), (14, 15)}
+    for pair in ((10, 14), (10, 15), (14, 15)):
+        del within[pair]  # 10 and 15 are copies of 0, which has these pairs
     for chunk in (duplicates.CHUNK, 4):
         monkeypatch.setattr(duplicates, "CHUNK", chunk)
         check_pairs(duplicates.between(a, b), between)
@@ -177,6 +179,22 @@ def test_leaks_are_train_images_with_a_copy_in_test():
     ):
         found = duplicates.leaks(train, test)
         assert (found.dtype, found.tolist()) == (torch.int64, expected)
+
+
+def test_a_thousand_copies_make_a_thousand_pairs():
+    first, other = drawings(2)
+    near = recode(first[None], 30)[0]
+    train = torch.stack([other, *[first] * 600, near])
+    found = {pair[:2]: pair.exact for pair in duplicates.within(train)}
+    exact = {(1, i): True for i in range(2, 601)}
+    assert found == exact | {(1, 601): False}
+    test = torch.stack([near, first, other, first, near])
+    found = {pair[:2]: pair.exact for pair in duplicates.between(train, test)}
+    expected = {(i, 1): True for i in range(1, 601)} | {(0, 2): True, (1, 3): True}
+    expected |= {(i, 0): False for i in range(1, 601)} | {(1, 4): False}
+    expected |= {(601, 0): True, (601, 4): True, (601, 1): False, (601, 3): False}
+    assert found == expected
+    assert duplicates.leaks(train, test).tolist() == list(range(602))
 
 
 def test_empty_parts_have_no_duplicates():
