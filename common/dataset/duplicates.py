@@ -65,9 +65,9 @@ def between(a: Images, b: Images) -> list[Pair]:
     """Return the duplicates with one image in a and one in b, the most similar first.
 
     a: uint8 (N, 3, S, S), b: uint8 (M, 3, S, S). Near duplicates are within THRESHOLD; an
-    almost uniform image (see UNIFORM_STD) has exact duplicates only. Of images with identical
-    pixels in a, each is paired with the duplicates of the first in b, or with the first of
-    those that are identical: a thousand copies make a thousand pairs, not a million.
+    almost uniform image (see UNIFORM_STD) has exact duplicates only. Copies with identical
+    pixels are not all paired with each other: each copy in a is paired with the first of the
+    copies in b, and each in b with the first in a.
     """
     (copies_a, a), (copies_b, b) = _originals(a), _originals(b)
     pairs = []
