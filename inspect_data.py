@@ -56,6 +56,9 @@ def main(args):
     if args.audit_labels:
         suspects, audited, more = audit_labels(args, device, split, root)
         files += more
+    elif not suspects and not args.validation:
+        for name in ("joint", "suspects"):  # of an audit of other images
+            (root / "figures" / f"inspect_data_{name}.png").unlink(missing_ok=True)
 
     seconds = 0 if args.dry_run else advice.MEASURED_SECONDS
     advised = advice.advise(split, device, seconds)

@@ -267,7 +267,10 @@ def auto_attack(network, x, y, targets, dry_run):
     """
     from autoattack import AutoAttack
 
+    from common.attacks.ensemble import MOST_TARGETS
+
     classes = network.head.out_features
+    targets_of_each = min(classes - 1, MOST_TARGETS)
     budget = ensemble_budget(dry_run)
     second = "apgd-t" if classes > 3 else "apgd-dlr"
     plain = x.contiguous()  # as for torchattacks
@@ -279,7 +282,8 @@ def auto_attack(network, x, y, targets, dry_run):
         )  # fmt: skip
         for attack in (theirs.apgd, theirs.apgd_targeted, theirs.fab):
             attack.n_iter, attack.n_restarts = budget.steps, 1
-        theirs.apgd_targeted.n_target_classes = theirs.fab.n_target_classes = classes - 1
+        theirs.apgd_targeted.n_target_classes = targets_of_each
+        theirs.fab.n_target_classes = targets_of_each
         theirs.square.n_queries = budget.queries
         attacks = {
             "ours": partial(whole_ensemble, network, x, y, size, budget),

@@ -48,6 +48,8 @@ QUICK = {
     LONG_TAIL: "--classes all",
     ROBUST_ATTACKS: "",
     "--seeds 5": "--seeds 1",
+    "benchmarks/ablation.py": "benchmarks/ablation.py --seeds 1",
+    "ensemble --threads 1": "ensemble --threads 1 --images 20",
 }
 ATTACK_FIGURES = ("epsilon", "radius", "networks", "transfer", "fgsm", "noise", "universal")
 

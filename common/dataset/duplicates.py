@@ -8,7 +8,7 @@ candidate pair at every shift of up to one pixel.
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -70,9 +70,16 @@ def between(a: Images, b: Images) -> list[Pair]:
     copies in b, and each in b with the first in a.
     """
     (copies_a, a), (copies_b, b) = _originals(a), _originals(b)
+    position_of = {digest: j for j, digest in enumerate(copies_b)}
+    identical = [
+        Pair(i, position_of[digest], 0.0, False)
+        for i, digest in enumerate(copies_a)
+        if digest in position_of
+    ]
+    positions_a, positions_b = list(copies_a.values()), list(copies_b.values())
     pairs = []
-    for pair in _search(a, b, same=False):
-        first, second = copies_a[pair.first], copies_b[pair.second]
+    for pair in [*identical, *_near_of_originals(a, b, {pair[:2] for pair in identical})]:
+        first, second = positions_a[pair.first], positions_b[pair.second]
         pairs += [pair._replace(first=i, second=second[0]) for i in first]
         pairs += [pair._replace(first=first[0], second=j) for j in second[1:]]
     return sorted(pairs, key=_most_similar_first)
@@ -84,11 +91,12 @@ def within(images: Images) -> list[Pair]:
     Of images with identical pixels each is paired with the first, and only that with others.
     """
     copies, originals = _originals(images)
+    positions = list(copies.values())
     pairs = [
-        pair._replace(first=copies[pair.first][0], second=copies[pair.second][0])
-        for pair in _search(originals, originals, same=True)
+        pair._replace(first=positions[pair.first][0], second=positions[pair.second][0])
+        for pair in _near_of_originals(originals)
     ]
-    pairs += [Pair(first, i, 0.0, False) for first, *others in copies for i in others]
+    pairs += [Pair(first, i, 0.0, False) for first, *others in positions for i in others]
     return sorted(pairs, key=_most_similar_first)
 
 
@@ -129,39 +137,39 @@ def _most_similar_first(pair: Pair) -> tuple[float, int, int]:
     return pair.distance, pair.first, pair.second
 
 
-def _originals(images: Images) -> tuple[list[list[int]], Images]:
-    """Return the positions of each image's copies, and the first image of each.
+def _originals(images: Images) -> tuple[dict[bytes, list[int]], Images]:
+    """Return the positions of each image's copies by their digest, and the first of each.
 
     Copies have identical pixels; their positions are in order.
     """
     copies = defaultdict(list)
     for i, digest in enumerate(_digests(images)):
         copies[digest].append(i)
-    positions = list(copies.values())
-    if len(positions) == len(images):
-        return positions, images
-    return positions, select(images, torch.tensor([first for first, *_ in positions]))
+    if len(copies) == len(images):
+        return copies, images
+    return copies, select(images, torch.tensor([first for first, *_ in copies.values()]))
 
 
-def _search(a: Images, b: Images, same: bool) -> list[Pair]:
-    """Return the duplicates of a and b, each pair once; `same`: only with first < second.
+def _near_of_originals(
+    a: Images, b: Images | None = None, identical: Container[tuple[int, int]] = ()
+) -> Iterable[Pair]:
+    """Return the near duplicates of a and b, each pair once, but those that are identical.
 
-    No two images of a, and no two of b, have identical pixels.
+    No two images of a, and no two of b, have identical pixels. Without b: those within a, with
+    first < second.
     """
-    closest = {}
-    if not same:
-        position_of = {digest: j for j, digest in enumerate(_digests(b))}
-        for i, digest in enumerate(_digests(a)):
-            if (j := position_of.get(digest)) is not None:
-                closest[i, j] = Pair(i, j, 0.0, False)
-    a, b = _reduced(a), _reduced(b)
+    same, a = b is None, _reduced(a)
+    b = a if same else _reduced(b)
+    closest: dict[tuple[int, int], Pair] = {}
     # The order matters: of equal distances the first wins, so a symmetrical image does not
     # count as mirrored.
     for pair in (*_near(a, b, same, False), *_near(a, b, same, True)):
         key = (pair.first, pair.second)
-        if key not in closest or pair.distance < closest[key].distance:
+        if key not in identical and (
+            key not in closest or pair.distance < closest[key].distance
+        ):
             closest[key] = pair
-    return list(closest.values())
+    return closest.values()
 
 
 def _digests(images: Images) -> Iterator[bytes]:

@@ -206,8 +206,7 @@ def _read_groups(
         i = position_of.get(printable(relative))
         if i is None:
             folder = relative.split(os.sep)[0]
-            left_out = folder in classes and request.dry_run
-            if not left_out and (folder in classes or folder == os.pardir):
+            if folder == os.pardir or (folder in classes and not request.dry_run):
                 raise InputError(f"{where}: {printable(name)} is none of the images in {root}")
             continue  # of a class that is not asked for, or left out of a dry run
         j = first.setdefault(group, i)

@@ -201,7 +201,7 @@ def train_steps(
         set_training_mode(network)
         generators.begin_epoch()
         prior = sampling.class_shares(counts, recipe, epoch).float().to(device)
-        last = recipe.epochs - 1  # before which both begin, if there are few epochs
+        last = recipe.epochs - 1  # at which class weights and SAM begin at the latest
         reweighted = epoch >= min(recipe.reweight_from * recipe.epochs, last)
         epoch_class_weights = class_weights if reweighted else None
         per_example_loss = losses.make_loss(recipe, counts.to(device), prior)

@@ -214,7 +214,9 @@ def train_all(
         for run in missing:
             remove_log(_log_path(run, folder))  # of an earlier run
     else:
-        states = {run: _state_files(run, split, folder, conditions[run.recipe]) for run in runs}
+        states = {
+            run: _state_files(run, split, folder, conditions[run.recipe]) for run in missing
+        }
         files_of_runs = {"states": states, "tensorboard": tensorboard, "cache": cache}
         trained = _train_here(missing, split, folder, jobs, settings, facts, **files_of_runs)
     for run, (result, checkpoint) in trained:
