@@ -49,7 +49,7 @@ QUICK = {
     ROBUST_ATTACKS: "",
     "--seeds 5": "--seeds 1",
     "benchmarks/ablation.py": "benchmarks/ablation.py --seeds 1",
-    "ensemble --threads 1": "ensemble --threads 1 --images 20",
+    "--only pgd ensemble": "--only ensemble --images 7",
 }
 ATTACK_FIGURES = ("epsilon", "radius", "networks", "transfer", "fgsm", "noise", "universal")
 
