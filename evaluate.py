@@ -8,11 +8,12 @@ reading in words, with 95% intervals; for several checkpoints their paired diffe
 Saves figures/evaluate_NAME_*.png, every prediction in figures/evaluate_NAME_predictions.csv and
 every printed number in figures/evaluate_NAME.json. Several checkpoints also give
 figures/evaluate.json and, up to four of them, figures/evaluate_confusions.png.
-With --predict, what the network says of image files: figures/predict_NAME.csv.
+With --predict, what the network says of image files: figures/predict_NAME.{csv,json}.
 """
 
 import sys
 from dataclasses import asdict
+from pathlib import Path
 
 from common import options
 from common.errors import InputError
@@ -74,12 +75,9 @@ def main(args):
         prefix = f"{folder / 'evaluate'}_{name}"
         saved += evaluation.save_files(prefix, name, network, evaluations[name], split)
         result = save_result(
-            folder / f"evaluate_{name}.json",
-            **shared,
-            seconds=network.seconds,
-            checkpoint=network.record,
-            **evaluations[name].as_dict(),
-        )
+            folder / f"evaluate_{name}.json", **shared, seconds=network.seconds,
+            checkpoint=network.record, **evaluations[name].as_dict(),
+        )  # fmt: skip
         saved.append(result)
     if len(networks) > 1:
         text, comparison = evaluation.compare(networks, evaluations, split)
@@ -102,17 +100,23 @@ def predict_files(args):
     if useless := options.typed_options(args, options.add_images):
         raise InputError(f"{why}, {useless[0]} does nothing; leave it out")
 
+    from common.files import save_result
     from common.networks.checkpoint import load_checkpoints
     from common.reporting.predictions import find_images, predictions_text, save_predictions
 
     images = find_images(args.predict)
+    folder, device = options.output_dir(args) / "figures", options.torch_device(args)
+    data = {"source": [str(path) for path in args.predict], "files": len(images)}
+    shared = {"data": data, "seed": args.seed, "device": str(device)}
+    checkpoints = load_checkpoints(args.checkpoints, device, args.network)
     saved = []
-    checkpoints = load_checkpoints(args.checkpoints, options.torch_device(args), args.network)
-    for name, checkpoint in checkpoints.items():
-        saved.append(options.output_dir(args) / "figures" / f"predict_{name}.csv")
-        found = save_predictions(saved[-1], checkpoint, images, args.abstain)
+    for path, (name, checkpoint) in zip(args.checkpoints, checkpoints.items(), strict=True):
+        prefix = folder / f"predict_{name}"
+        saved += [Path(f"{prefix}.csv"), Path(f"{prefix}.json")]
+        found = save_predictions(saved[-2], checkpoint, images, args.abstain)
         print(f"\n== {name} on {len(images) - len(found.unread):,} images ==")
-        print(predictions_text(found, args.abstain), flush=True)
+        print(predictions_text(found), flush=True)
+        save_result(saved[-1], **shared, checkpoint=checkpoint.record(path), **asdict(found))
     for message in found.unread:  # the same for each network
         print(f"evaluate.py: {message}", file=sys.stderr)
     options.print_saved(*saved)

@@ -11,6 +11,7 @@ from conftest import is_one_line
 from PIL import Image
 from torchvision.transforms import v2
 
+from common.files import load_result
 from common.networks.build import build
 from common.networks.checkpoint import load_checkpoint, save_checkpoint
 from common.reporting import predictions
@@ -94,6 +95,11 @@ def test_every_image_file_gets_the_probabilities_of_the_network(
     least = done.stdout.split("second class:\n")[1].split("\n\n")[0].splitlines()[1:]
     margins = sorted(float(row["margin"]) for row in rows)[:3]
     assert [line.split()[-1] for line in least] == [f"{margin:.3f}" for margin in margins]
+    record = load_result(tmp_path / "figures/predict_net.json")
+    assert record["data"] == {"source": [str(photos)], "files": len(FILES)}
+    predicted = [row["class"] for row in rows]
+    assert record["images"] == {name: predicted.count(name) for name in CLASSES}
+    assert [each[0] for each in record["least_certain"]] == pytest.approx(margins, abs=1e-6)
 
 
 def test_images_below_the_least_probability_have_no_class(
@@ -113,6 +119,8 @@ def test_images_below_the_least_probability_have_no_class(
     assert line.split()[-1] == str(len(below))
     table = done.stdout.split("images\n")[1].split("\n\n")[0].splitlines()
     assert sum(int(line.split()[-1]) for line in table) == len(FILES)
+    record = load_result(tmp_path / "figures/predict_net.json")
+    assert (record["abstain"], record["abstained"]) == (least - 1e-6, len(below))
 
 
 def test_files_that_cant_be_read_are_listed_and_not_fatal(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import heapq
 import os
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,15 +34,18 @@ FILE_WIDTH = 40  # letters of a file's path in a table, its end
 class Predictions:
     """What was predicted: the numbers behind the table of all images.
 
-    images: by predicted class, without the images that have none. abstained: those. unread: a
-    message for each file that no image can be read from. least_certain: (margin, file, class,
-    probability), the smallest margin first.
+    images: by predicted class, without the images that have none. abstain: the probability that
+    a class needs, None if any will do. abstained: images without a class. unread: a message for
+    each file that no image can be read from. least_certain: (margin, file, class, probability),
+    the smallest margin first. seconds: how long it took.
     """
 
     images: dict[str, int]
+    abstain: float | None
     abstained: int = 0
     unread: list[str] = field(default_factory=list)
     least_certain: list[tuple[float, str, str, float]] = field(default_factory=list)
+    seconds: float = 0.0
 
 
 def find_images(given: Sequence[Path]) -> list[Path]:
@@ -88,16 +92,18 @@ def save_predictions(
     InputError if none can be read; then there is no file.
     """
     classes = checkpoint.classes
-    found = Predictions(dict.fromkeys(classes, 0))
+    start = time.perf_counter()
+    found = Predictions(dict.fromkeys(classes, 0), abstain)
     columns = ["file", "class", *(f"p({name})" for name in classes), "margin"]
     with atomic_write(path) as temporary:
         with temporary.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(columns)
             for name, p in _probabilities(checkpoint, images, found.unread):
-                writer.writerow(_row(name, p, classes, abstain, found))
+                writer.writerow(_row(name, p, classes, found))
         if len(found.unread) == len(images):
             raise InputError(f"--predict: no image can be read; the first: {found.unread[0]}")
+    found.seconds = time.perf_counter() - start
     return found
 
 
@@ -124,16 +130,14 @@ def _probabilities(
             bar.update(len(paths))
 
 
-def _row(
-    name: str, p: np.ndarray, classes: Sequence[str], abstain: float | None, found: Predictions
-) -> list[Any]:
+def _row(name: str, p: np.ndarray, classes: Sequence[str], found: Predictions) -> list[Any]:
     """Return the row of one image, and count it."""
     second, first = np.partition(p, -2)[-2:]
     k, margin = int(p.argmax()), float(first - second)
     found.least_certain = heapq.nsmallest(
         LEAST_CERTAIN, [*found.least_certain, (margin, name, classes[k], float(first))]
     )
-    abstains = abstain is not None and first < abstain
+    abstains = found.abstain is not None and first < found.abstain
     if abstains:
         found.abstained += 1
     else:
@@ -141,11 +145,11 @@ def _row(
     return [name, "" if abstains else classes[k], *(f"{v:.6f}" for v in p), f"{margin:.6f}"]
 
 
-def predictions_text(found: Predictions, abstain: float | None) -> str:
+def predictions_text(found: Predictions) -> str:
     """Return how many images are of each class, and the least certain, in 80 columns."""
     counts = [[shorten(name), f"{n:,}"] for name, n in found.images.items() if n]
-    if abstain is not None:
-        counts.append([f"none: below {abstain:g}", f"{found.abstained:,}"])
+    if found.abstain is not None:
+        counts.append([f"none: below {found.abstain:g}", f"{found.abstained:,}"])
     least = [
         [end_of(name, FILE_WIDTH), shorten(title), f"{p:.3f}", f"{margin:.3f}"]
         for margin, name, title, p in found.least_certain
