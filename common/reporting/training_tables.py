@@ -166,7 +166,9 @@ def images_legend(comparison: Comparison) -> list[str]:
 def _mark_legend(comparison: Comparison) -> list[str]:
     if not any(name.endswith(" !") for name in comparison.summaries):
         return []
-    return ["!: trained on the test images too, so its scores are not held out."]
+    alone = len(comparison.summaries) == 1
+    others = "" if alone else ", and those without the mark have too low a P(best)"
+    return [f"!: trained on the test images too, so its scores are not held out{others}."]
 
 
 def legend_text(comparison: Comparison, ranked_by: str = RANKED_BY) -> str:

@@ -101,14 +101,15 @@ BEST = replace(
 ADVERSARIAL = replace(RESNET, epochs=60, adversarial=4.5, adversarial_steps=1, ema=0.995)
 ROBUST = replace(ADVERSARIAL, loss="logit-adjusted", tau=1.5)
 # Other losses against imbalance take its place here, VS loss with the tau of the race, and
-# `robust-trades` adds the penalty of TRADES (Zhang et al. 2019).
+# `robust-trades` adds the penalty of TRADES (Zhang et al. 2019), which keeps the logits small: it
+# needs a smaller tau.
 ROBUST_VARIANTS = {
     "robust-cross-entropy": ADVERSARIAL,
     "robust-weights": replace(ADVERSARIAL, class_weights="inverse"),
     "robust-focal": replace(ADVERSARIAL, loss="focal"),
     "robust-ldam-drw": replace(ADVERSARIAL, **LDAM_DRW),
     "robust-vs": replace(ADVERSARIAL, loss="vs", tau=1.25),
-    "robust-trades": replace(ROBUST, trades=6.0),
+    "robust-trades": replace(ROBUST, trades=6.0, tau=1.0),
 }
 # A linear classifier on what a network has learnt from ImageNet: minutes on a CPU.
 LINEAR_PROBE = Recipe(
