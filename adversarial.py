@@ -90,7 +90,8 @@ def main(args):
     transferred, transfer_epsilon = {}, max(args.ensemble_epsilons)
     if len(attacks) > 1:
         print("\n== All networks ==")
-        print(tables.curves_compared({name: a.curves["PGD"] for name, a in attacks.items()}))
+        curves = {name: each.curves["PGD"] for name, each in attacks.items()}
+        print(tables.curves_compared(curves, checkpoints))
         given = {"epsilon": transfer_epsilon / 255, "steps": args.steps, "seed": args.seed}
         transferred = transfer(networks, *test, **given)
         print(f"\n{tables.transfer_text(transferred, transfer_epsilon)}", flush=True)

@@ -279,6 +279,25 @@ def test_a_network_that_saw_the_test_images_is_named(in_process, tmp_path):
     assert result["checkpoint"]["trained_on_test"] is True
 
 
+def test_a_network_trained_on_the_test_images_is_marked_among_attacked_ones(
+    in_process, two_checkpoints, tmp_path
+):
+    arguments = {"classes": 3}
+    save_checkpoint(
+        tmp_path / "seen.pt", build("simple-cnn", arguments), "simple-cnn", arguments,
+        classes=["car", "truck", "cat"], image_size=32, recipe={}, seed=0, data=None,
+        trained_on_test=True,
+    )  # fmt: skip
+    done = in_process(
+        "adversarial.py", "one.pt", "seen.pt", *DRY_RUN, "--output-dir", tmp_path / "a"
+    )
+    assert done.returncode == 0, done.stderr
+    table = done.stdout.split("== All networks ==")[1].split("Transfer")[0]
+    assert table.count("\nseen ! ") == 2  # accuracy and balanced accuracy
+    assert "\none ! " not in table
+    assert table.count("\n!: trained on the test images too") == 1
+
+
 def test_attacked_networks_are_compared(in_process, two_checkpoints, tmp_path):
     command = ("adversarial.py", "one.pt", "two.pt", *DRY_RUN, "--output-dir")
     done = in_process(*command, tmp_path / "a")

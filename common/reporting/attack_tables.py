@@ -7,8 +7,10 @@ from typing import Any
 
 from common.attacks.robustness import AttackCurve
 from common.attacks.transfer import Transfer
+from common.networks.checkpoint import Checkpoint
 from common.reporting.evaluation_tables import SUMMARIES, recall_columns, reports_compared
 from common.reporting.tables import short_names, side_by_side, text_table, with_interval
+from common.reporting.training_tables import MARK_LEGEND, marked
 
 
 def sample_text(drawn: int, images: int, most: int | str) -> str:
@@ -45,17 +47,23 @@ def curve_text(curve: AttackCurve) -> str:
     )
 
 
-def curves_compared(curves: dict[str, AttackCurve]) -> str:
+def curves_compared(curves: dict[str, AttackCurve], checkpoints: dict[str, Checkpoint]) -> str:
     """Return accuracy and balanced accuracy of several networks under the same attack."""
+    on_test = {name: checkpoints[name].trained_on_test for name in curves}
     epsilons = list(next(iter(curves.values())).results)
     tables = []
     for metric in list(SUMMARIES)[:2]:
         rows = [
-            [name, *(f"{getattr(r.report, metric):.3f}" for r in curve.results.values())]
+            [
+                marked(name, on_test[name]),
+                *(f"{getattr(r.report, metric):.3f}" for r in curve.results.values()),
+            ]
             for name, curve in curves.items()
         ]
         table = text_table(["", *epsilons], rows)
         tables.append(f"{SUMMARIES[metric]}, by epsilon (1/255)\n{table}")
+    if any(on_test.values()):
+        tables.append(f"{MARK_LEGEND}.")
     return "\n\n".join(tables)
 
 

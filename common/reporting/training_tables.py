@@ -27,6 +27,7 @@ from common.training.recipes import RECIPES
 from common.training.runs import Run
 
 TRAINED_ON_TEST = "(trained on these test images)"
+MARK_LEGEND = "!: trained on the test images too, so its scores are not held out"
 RANKED_BY = "G-mean"
 
 
@@ -168,7 +169,7 @@ def _mark_legend(comparison: Comparison) -> list[str]:
         return []
     alone = len(comparison.summaries) == 1
     others = "" if alone else ", and those without the mark have too low a P(best)"
-    return [f"!: trained on the test images too, so its scores are not held out{others}."]
+    return [f"{MARK_LEGEND}{others}."]
 
 
 def legend_text(comparison: Comparison, ranked_by: str = RANKED_BY) -> str:
