@@ -13,7 +13,6 @@ With --predict, what the network says of image files: figures/predict_NAME.{csv,
 
 import sys
 from dataclasses import asdict
-from pathlib import Path
 
 from common import options
 from common.errors import InputError
@@ -111,12 +110,12 @@ def predict_files(args):
     checkpoints = load_checkpoints(args.checkpoints, device, args.network)
     saved = []
     for path, (name, checkpoint) in zip(args.checkpoints, checkpoints.items(), strict=True):
-        prefix = folder / f"predict_{name}"
-        saved += [Path(f"{prefix}.csv"), Path(f"{prefix}.json")]
-        found = save_predictions(saved[-2], checkpoint, images, args.abstain)
+        table = folder / f"predict_{name}.csv"
+        found = save_predictions(table, checkpoint, images, args.abstain)
         print(f"\n== {name} on {len(images) - len(found.unread):,} images ==")
         print(predictions_text(found), flush=True)
-        save_result(saved[-1], **shared, checkpoint=checkpoint.record(path), **asdict(found))
+        record = {"checkpoint": checkpoint.record(path)} | asdict(found)
+        saved += [table, save_result(table.with_suffix(".json"), **shared, **record)]
     for message in found.unread:  # the same for each network
         print(f"evaluate.py: {message}", file=sys.stderr)
     options.print_saved(*saved)

@@ -194,9 +194,9 @@ def save_result(
 ) -> Path:
     """Write a result record as JSON to `path`, and return `path`.
 
-    The record holds the command, `data` (`Split.record()`), seed, device and its name, library
-    versions, duration and date, all of `values`, and last the SHA-256 of itself, by which
-    `load_result` notices a change.
+    The record holds the command, `data` (`Split.record()`, or what else says which images),
+    seed, device and its name, library versions, duration and date, all of `values`, and last
+    the SHA-256 of itself, by which `load_result` notices a change.
     """
     record = {
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),

@@ -20,7 +20,7 @@ from sklearn.metrics import balanced_accuracy_score
 from benchmarks import publish, reproduce
 from common.dataset.load import load
 from common.errors import InputError
-from common.files import ROOT
+from common.files import ROOT, load_result
 from common.metrics.report import from_confusion
 from common.networks.checkpoint import load_checkpoint
 from common.networks.prediction import predict
@@ -298,6 +298,20 @@ def test_numbers_are_those_of_their_files(tmp_path):
     assert [line.split()[1] for line in table[2:]] == ["`high`", "`low`"]
     with pytest.raises(KeyError):  # a misspelt place is no missing file
         publish.or_missing(publish.value, folder, "a", "report/acuracy")
+
+
+@pytest.mark.parametrize("name", ["best", "robust", "four", "ten"])
+def test_beside_autoattack_the_pages_claim_what_was_measured(name):
+    """As many of the images left or one or two fewer, in less time."""
+    record = load_result(ROOT / f"figures/results/auto-attack_{name}.json")
+    (tables,) = record["networks"].values()
+    assert [row["epsilon"] for row in tables["auto-attack"]] == ["2/255", "4/255", "8/255"]
+    for row in tables["auto-attack"]:
+        ours, theirs = (
+            row["left"][whose] * record["images"] for whose in ("ours", "auto-attack")
+        )
+        assert 0 <= round(theirs - ours, 3) <= 2
+        assert row["seconds"]["ours"] < row["seconds"]["auto-attack"]
 
 
 def test_small_test_images_are_found_among_all(in_process, tmp_path):

@@ -63,7 +63,7 @@ def curves_compared(curves: dict[str, AttackCurve], checkpoints: dict[str, Check
         table = text_table(["", *epsilons], rows)
         tables.append(f"{SUMMARIES[metric]}, by epsilon (1/255)\n{table}")
     if any(on_test.values()):
-        tables.append(f"{MARK_LEGEND}.")
+        tables.append(MARK_LEGEND)
     return "\n\n".join(tables)
 
 

@@ -27,7 +27,7 @@ from common.training.recipes import RECIPES
 from common.training.runs import Run
 
 TRAINED_ON_TEST = "(trained on these test images)"
-MARK_LEGEND = "!: trained on the test images too, so its scores are not held out"
+MARK_LEGEND = "!: trained on the test images too, so its scores are not held out."
 RANKED_BY = "G-mean"
 
 
@@ -167,9 +167,7 @@ def images_legend(comparison: Comparison) -> list[str]:
 def _mark_legend(comparison: Comparison) -> list[str]:
     if not any(name.endswith(" !") for name in comparison.summaries):
         return []
-    alone = len(comparison.summaries) == 1
-    others = "" if alone else ", and those without the mark have too low a P(best)"
-    return [f"{MARK_LEGEND}{others}."]
+    return [MARK_LEGEND]
 
 
 def legend_text(comparison: Comparison, ranked_by: str = RANKED_BY) -> str:

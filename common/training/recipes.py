@@ -101,8 +101,8 @@ BEST = replace(
 ADVERSARIAL = replace(RESNET, epochs=60, adversarial=4.5, adversarial_steps=1, ema=0.995)
 ROBUST = replace(ADVERSARIAL, loss="logit-adjusted", tau=1.5)
 # Other losses against imbalance take its place here, VS loss with the tau of the race, and
-# `robust-trades` adds the penalty of TRADES (Zhang et al. 2019), which keeps the logits small,
-# so that it needs a smaller tau.
+# `robust-trades` adds the penalty of TRADES (Zhang et al. 2019) and takes a smaller tau: with
+# that of `robust` it finds no cars.
 ROBUST_VARIANTS = {
     "robust-cross-entropy": ADVERSARIAL,
     "robust-weights": replace(ADVERSARIAL, class_weights="inverse"),
