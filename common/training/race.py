@@ -152,7 +152,7 @@ def train(
     """
     runs = list(itertools.chain(*by_remedy.values()))
     result_by_run = {}
-    for run, result in train_all(runs, images, folder, save_networks=False, **settings):
+    for run, result in train_all(runs, images, folder, results_only=True, **settings):
         result_by_run[run] = result
         show(len(result_by_run), len(runs), run, result)
     return {

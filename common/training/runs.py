@@ -87,12 +87,15 @@ def train_run(
     device: str,
     threads: int,
     deterministic: bool,
+    judge_epochs: bool = True,
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """Train one run, and return its result and the arguments of `save_checkpoint`.
 
     The result of a run whose loss stops being finite says so under "diverged"; such a run has
     no checkpoint. state_files: that of the training and that of crt, or none. log: of the
     training; that of crt has none. features: threads, facts and cache for `set_up`.
+    judge_epochs: whether the validation images judge the network as each epoch ends, or only
+    as the run ends.
     """
     start = time.perf_counter()
 
@@ -107,10 +110,11 @@ def train_run(
     torch.set_num_threads(_useful_threads(recipe, threads))
     trained, examples = ready.trained, ready.examples
     arguments_of_fit = {"seed": run.seed, "device": where, "name": run.file}
+    judges = ready.validation if judge_epochs else ready.validation.select(torch.arange(0))
     fit_state, crt_state = state_files or (None, None)
     with closing(log) if log is not None else nullcontext():
         history = fit(
-            trained, examples, ready.validation, ready.recipe,
+            trained, examples, judges, ready.recipe,
             state_file=fit_state, log=log, **arguments_of_fit,
         )  # fmt: skip
     result = {
@@ -128,7 +132,7 @@ def train_run(
     try:
         require_finite(history, recipe)
         more_arguments = post_hoc.apply(
-            trained, examples, ready.validation, ready.recipe,
+            trained, examples, judges, ready.recipe,
             state_file=crt_state, **arguments_of_fit,
         )  # fmt: skip
     except DivergedError as error:
@@ -175,7 +179,7 @@ def train_all(
     deterministic: bool = False,
     tensorboard: bool = False,
     cache: Path | None = None,
-    save_networks: bool = True,
+    results_only: bool = False,
 ) -> Iterator[tuple[Run, dict[str, Any]]]:
     """Train the runs, `jobs` at a time or on a dask cluster; yield each result as it ends.
 
@@ -183,9 +187,9 @@ def train_all(
     files if `tensorboard`, while it trains. A run with files of the same recipe, seed, images,
     weights, device, threads and versions is not trained again, unless `fresh`; a run that was
     killed goes on from its last saved state. On a cluster there are neither states nor logs.
-    cache: the folder of the features of frozen networks, by default data/. save_networks:
-    without it there are no checkpoints, only results. Raises InputError as `check_recipes`
-    does, and if the cluster can't be reached.
+    cache: the folder of the features of frozen networks, by default data/. results_only: no
+    checkpoints are saved, and validation images judge a run only as it ends. Raises InputError
+    as `check_recipes` does, and if the cluster can't be reached.
     """
     cache = cache or files.ROOT / "data"
     settings = {"device": device, "threads": threads, "deterministic": deterministic}
@@ -194,6 +198,8 @@ def train_all(
         recipe: settings | {"threads": _useful_threads(recipe, threads)} | facts_of_recipe
         for recipe, facts_of_recipe in facts.items()
     }
+    # What weights do not depend on is no condition of them.
+    how = settings | {"judge_epochs": not results_only}
     missing = []
     for run in runs:
         if fresh:
@@ -201,7 +207,7 @@ def train_all(
         result = None
         if not fresh:
             given = conditions[run.recipe]
-            result = _load_finished_run(run, split, folder, given, save_networks)
+            result = _load_finished_run(run, split, folder, given, not results_only)
         if result is None:
             missing.append(run)
         else:
@@ -210,7 +216,7 @@ def train_all(
     if jobs > 1:  # the longest first, so that no process ends up with a long one alone
         missing.sort(key=_relative_length, reverse=True)
     if cluster is not None:
-        trained = train_on_cluster(cluster, missing, split, settings) if missing else ()
+        trained = train_on_cluster(cluster, missing, split, how) if missing else ()
         for run in missing:
             remove_log(_log_path(run, folder))  # of an earlier run
     else:
@@ -218,12 +224,12 @@ def train_all(
             run: _state_files(run, split, folder, conditions[run.recipe]) for run in missing
         }
         files_of_runs = {"states": states, "tensorboard": tensorboard, "cache": cache}
-        trained = _train_here(missing, split, folder, jobs, settings, facts, **files_of_runs)
+        trained = _train_here(missing, split, folder, jobs, how, facts, **files_of_runs)
     for run, (result, checkpoint) in trained:
         path = folder / f"{run.file}.pt"
         # The result is written last: with a checkpoint of another hash, or none, it counts for
         # nothing, so that a run killed between the two is trained again.
-        if checkpoint is None or not save_networks:
+        if checkpoint is None or results_only:
             path.unlink(missing_ok=True)
             digest = None
         else:

@@ -81,18 +81,29 @@ def test_a_finished_run_is_not_trained_again(train, trained, tmp_path):
 
 
 def test_a_result_without_its_network_is_enough_only_for_the_race(train, trained, tmp_path):
-    first = train(run(), save_networks=False)["tiny"]
+    first = train(run(), results_only=True)["tiny"]
     checkpoint = tmp_path / "models/tiny.pt"
     assert not checkpoint.exists()
-    again = train(run(), save_networks=False)["tiny"]
+    again = train(run(), results_only=True)["tiny"]
     assert trained == []
     assert again["test_predictions"] == first["test_predictions"]
     train(run())
     assert trained == ["tiny"]
     assert checkpoint.exists()
-    train(run(), save_networks=False)  # with its network it is finished all the more
+    train(run(), results_only=True)  # with its network it is finished all the more
     assert trained == []
     assert checkpoint.exists()
+
+
+@pytest.mark.parametrize("changes", [{}, {"post_hoc": "crt", "crt_epochs": 1}])
+def test_a_run_whose_result_alone_counts_is_judged_only_at_its_end(train, split, changes):
+    judged = train(run(**changes))["tiny"]
+    result = train(run(**changes), results_only=True, fresh=True)["tiny"]
+    assert len(judged["history"]["validation_loss"]) == TINY.epochs
+    assert result["history"]["validation_loss"] == []
+    assert result["history"]["loss"] == judged["history"]["loss"]
+    assert result["validation"] == judged["validation"]
+    assert result["test_predictions"] == judged["test_predictions"]
 
 
 @pytest.mark.parametrize("changes", [{}, {"flip_average": True}, {"post_hoc": "crt"}])
