@@ -42,7 +42,6 @@ def main(args):
     from common.attacks.ensemble import Budget
     from common.attacks.table import Settings
     from common.attacks.transfer import transfer
-    from common.dataset.split import LabelledImages
     from common.files import save_result
     from common.networks.checkpoint import load_checkpoints, require_match
     from common.reporting import attack_tables as tables
@@ -62,7 +61,6 @@ def main(args):
     pairs = robustness.class_pairs(args.pairs, classes)
     positions = robustness.sample_per_class(split.test.labels, args.per_class, args.seed)
     test = robustness.to_attack(split.test.select(positions), device)
-    train = LabelledImages(split.train.images[:].to(device), split.train.labels.to(device))
     networks = {name: checkpoint.network for name, checkpoint in checkpoints.items()}
     for name, network in networks.items():
         network.to(memory_format=torch.channels_last)
@@ -79,6 +77,7 @@ def main(args):
     budget = Budget(args.ensemble_steps, args.queries)
     of_ensemble = {"linf": args.ensemble_epsilons, "l2": args.ensemble_l2_epsilons}
     attacks, files = {}, dict(zip(checkpoints, paths, strict=True))
+    on_test = [name for name, checkpoint in checkpoints.items() if checkpoint.trained_on_test]
     for name, checkpoint in checkpoints.items():
         print(f"\n== {options.display_path(files[name])} on {len(positions)} test images ==")
         if warning := caution(checkpoint, split):
@@ -91,10 +90,10 @@ def main(args):
     if len(attacks) > 1:
         print("\n== All networks ==")
         curves = {name: each.curves["PGD"] for name, each in attacks.items()}
-        print(tables.curves_compared(curves, checkpoints))
+        print(tables.curves_compared(curves, on_test))
         given = {"epsilon": transfer_epsilon / 255, "steps": args.steps, "seed": args.seed}
         transferred = transfer(networks, *test, **given)
-        print(f"\n{tables.transfer_text(transferred, transfer_epsilon)}", flush=True)
+        print(f"\n{tables.transfer_text(transferred, transfer_epsilon, on_test)}", flush=True)
 
     print(f"\n== {first}: noise optimised for each of {len(chosen)} images ==")
     noise_settings = {"c": args.c, "norm": args.norm, "steps": args.noise_steps}
@@ -107,7 +106,7 @@ def main(args):
     print(f"\n== {first}: one noise for all images, epsilon {args.epsilon:g}/255 ==")
     universals, learned = {}, {}
     for name, noise, measured in noise_robustness.measure_universal_noise(
-        network, train, test, classes, epsilon=args.epsilon / 255,
+        network, split.train, test, classes, epsilon=args.epsilon / 255,
         steps=args.universal_steps, per_class=args.per_class, seed=args.seed,
     ):  # fmt: skip
         universals[name], learned[name] = measured, noise
@@ -118,7 +117,7 @@ def main(args):
     saved = save_figures(
         prefix, subject, attacks, transferred, noises, learned, pairs=pairs,
         epsilon=args.epsilon, epsilons=args.epsilons, transfer_epsilon=transfer_epsilon,
-        **noise_settings,
+        on_test=on_test, **noise_settings,
     )  # fmt: skip
     sprite = Path(f"{prefix}_examples.png")
     examples = save_examples(sprite, subject, settings)

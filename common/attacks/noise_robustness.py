@@ -12,12 +12,11 @@ from tqdm import tqdm
 
 from common.attacks.gradients import logits_of
 from common.attacks.optimised_noise import minimise, optimise
-from common.attacks.robustness import next_class, noise_norms, sample_per_class
+from common.attacks.robustness import next_class, noise_norms, sample_per_class, to_attack
 from common.attacks.universal_noise import universal
 from common.dataset.split import LabelledImages
 from common.metrics.intervals import proportion_interval
 from common.metrics.report import report
-from common.networks.prediction import to_pixel_space
 
 ROUNDS = 6  # of the bisection that finds C for each image
 TRADEOFF = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # values of C, each used for all images
@@ -72,12 +71,14 @@ def measure_universal_noise(
     The noises, (1, 3, S, S), are report B's, bounded and unbounded, and a bounded one learned
     from equal shares of the classes. Each noise is learned on train, and measured on test and
     on a sample of train, at most per_class images of each class, or "all": its measurements
-    are, for each part, a Report and the share of predictions that the noise changes. epsilon:
-    the bound, in [0, 1].
+    are, for each part, a Report and the share of predictions that the noise changes. train: in
+    memory or in a file; test: float32 in [0, 1], on the network's device. epsilon: the bound,
+    in [0, 1].
     """
     targets = next_class(train.labels, len(classes))
+    chosen = sample_per_class(train.labels, per_class, seed)
     measured_on = {
-        "train": train.select(sample_per_class(train.labels, per_class, seed)),
+        "train": to_attack(train.select(chosen), test.labels.device),
         "test": test,
     }
     clean = {}
@@ -93,8 +94,7 @@ def measure_universal_noise(
             noise = universal(network, *train, steps=steps, generator=generator, **arguments)
         measured = {}
         for part_name, part in measured_on.items():
-            x = to_pixel_space(part.images)
-            x = x if noise is None else (x + noise).clamp(0, 1)
+            x = part.images if noise is None else (part.images + noise).clamp(0, 1)
             predictions = logits_of(network, x).argmax(1)
             before = clean.setdefault(part_name, predictions)
             measured[part_name] = {

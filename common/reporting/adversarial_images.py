@@ -29,16 +29,18 @@ def save_adversarial_images(
 
     The images that a network classifies correctly without noise, at each epsilon, are in
     NETWORK-NORM-EPSILON/CLASS/, which is a folder of images as --data takes it. CLASS is the
-    label, and the file's name the position among the test images, from `positions` (N,). The
-    table, images.csv, has a row for each: prediction is the network's for the saved image.
+    label, and the file's name the position among the test images, from `positions` (N,). Images
+    of an earlier run are removed from these folders. The table, images.csv, has a row for each:
+    prediction is the network's for the saved image.
     """
-    rows = []
+    rows, earlier = [], set()
     for name, network in networks.items():
         for strength in attacks[name].strengths.values():
             attacked = (strength.radii > 0).nonzero().flatten().tolist()
             for epsilon, result in strength.results.items():
                 predictions = logits_of(network, result.rounded).argmax(1).tolist()
                 subfolder = f"{name}-{strength.norm}-{epsilon}"
+                earlier |= set((folder / subfolder).glob("*/*[0-9].png"))
                 for i in attacked:
                     label, prediction = classes[test.labels[i]], classes[predictions[i]]
                     position = int(positions[i])
@@ -49,4 +51,6 @@ def save_adversarial_images(
                     values = (file.as_posix(), name, strength.norm, epsilon, position, label)
                     values += (prediction, "yes" if prediction != label else "no")
                     rows.append(dict(zip(COLUMNS, values, strict=True)))
+    for path in earlier - {folder / row["file"] for row in rows}:
+        path.unlink()
     return save_table(folder / "images.csv", rows, COLUMNS)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,7 +28,8 @@ from common.reporting.attack_figures import (
 )
 from common.reporting.figures import spread
 from common.reporting.network_attacks import NetworkAttacks
-from common.reporting.tables import shorten
+from common.reporting.tables import NAME_WIDTH, shorten
+from common.reporting.training_tables import MARK_LEGEND, TRAINED_ON_TEST, marked_names
 
 MOST_ROWS = 8  # classes in a figure of pictures
 MOST_TWICE = 5  # classes with two pictures each in one row
@@ -162,40 +163,51 @@ def save_figures(
     epsilon: float,
     epsilons: Sequence[float],
     transfer_epsilon: float,
+    on_test: Collection[str],
 ) -> list[Path]:
     """Save all figures of adversarial.py as PREFIX_*.png, and return their paths.
 
-    attacks: by network. transferred, noises, learned: from `transfer`,
-    `measure_optimised_noise` and `measure_universal_noise`. pairs to steps: of the optimised
-    noise. epsilon (of the universal noise), epsilons, transfer_epsilon: in 1/255.
+    Those of an earlier run that this one does not make are removed. attacks: by network.
+    transferred, noises, learned: from `transfer`, `measure_optimised_noise` and
+    `measure_universal_noise`. pairs to steps: of the optimised noise. epsilon (of the universal
+    noise), epsilons, transfer_epsilon: in 1/255. on_test: the names of the networks that were
+    trained on the test images.
     """
-    name, classes = subject.name, subject.classes
+    classes = subject.classes
+    name = f"{subject.name} {TRAINED_ON_TEST}" if subject.name in on_test else subject.name
+    shown = dict(zip(attacks, marked_names(list(attacks), on_test, NAME_WIDTH), strict=True))
     caption = f"{subject.source}; n = {len(subject.test.labels):,} test images"
+    of_all = "\n".join([caption, *([MARK_LEGEND] if on_test else [])])
     chosen = f"; {MOST_ROWS} of {len(classes)} classes" if len(classes) > MOST_ROWS else ""
     paths = {kind: Path(f"{prefix}_{kind}.png") for kind in KINDS}
     of_subject = {
         attack: curve
-        for attack, curve in attacks[name].curves.items()
+        for attack, curve in attacks[subject.name].curves.items()
         if curve.unit == "1/255" and not curve.targeted
     }
     saved = [
         accuracy_curves(paths["epsilon"], of_subject, epsilons, f"{name} under attack", caption)
     ]
     radii = {
-        network: 255 * measured.strengths["linf"].radii.cpu()
+        shown[network]: 255 * measured.strengths["linf"].radii.cpu()
         for network, measured in attacks.items()
     }
     title = "The smallest noise that fools, in L-infinity"
     labels = subject.test.labels.cpu()
-    saved.append(recall_curves(paths["radius"], radii, labels, classes, title, caption))
+    saved.append(recall_curves(paths["radius"], radii, labels, classes, title, of_all))
     if len(attacks) > 1:
-        under_pgd = {network: measured.curves["PGD"] for network, measured in attacks.items()}
+        under_pgd = {shown[each]: measured.curves["PGD"] for each, measured in attacks.items()}
         title = "Networks under PGD"
-        saved.append(accuracy_curves(paths["networks"], under_pgd, epsilons, title, caption))
+        saved.append(accuracy_curves(paths["networks"], under_pgd, epsilons, title, of_all))
         title = (
-            f"Images made on one network, tried on another, epsilon {transfer_epsilon:g}/255"
+            "MI-FGSM's images made on one network, tried on another, epsilon"
+            f" {transfer_epsilon:g}/255"
         )
-        saved.append(transfer_matrix(paths["transfer"], transferred, title, caption))
+        table = {
+            shown[made_on]: {shown[each]: found for each, found in row.items()}
+            for made_on, row in transferred.items()
+        }
+        saved.append(transfer_matrix(paths["transfer"], table, title, of_all))
     if c is None:
         row = noises["zeros start"]
         tradeoff = {r["c"]: r for key, r in noises.items() if key.startswith("C = ")}
@@ -229,4 +241,6 @@ def save_figures(
             saved.append(
                 picture_grid(paths[kind], rows, f"{name}: {title}", f"{caption}\n{about}")
             )
+    for path in set(paths.values()) - set(saved):
+        path.unlink(missing_ok=True)
     return saved

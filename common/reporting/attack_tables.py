@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from textwrap import fill
 from typing import Any
 
 from common.attacks.robustness import AttackCurve
 from common.attacks.transfer import Transfer
-from common.networks.checkpoint import Checkpoint
+from common.metrics.intervals import proportion_interval
 from common.reporting.evaluation_tables import SUMMARIES, recall_columns, reports_compared
-from common.reporting.tables import short_names, side_by_side, text_table, with_interval
-from common.reporting.training_tables import MARK_LEGEND, marked
+from common.reporting.tables import NAME_WIDTH, side_by_side, text_table, with_interval
+from common.reporting.training_tables import MARK_LEGEND, marked_names
 
 
 def sample_text(drawn: int, images: int, most: int | str) -> str:
@@ -47,24 +48,24 @@ def curve_text(curve: AttackCurve) -> str:
     )
 
 
-def curves_compared(curves: dict[str, AttackCurve], checkpoints: dict[str, Checkpoint]) -> str:
-    """Return accuracy and balanced accuracy of several networks under the same attack."""
-    on_test = {name: checkpoints[name].trained_on_test for name in curves}
-    epsilons = list(next(iter(curves.values())).results)
+def curves_compared(curves: dict[str, AttackCurve], on_test: Collection[str]) -> str:
+    """Return accuracy and balanced accuracy of several networks under the same attack.
+
+    on_test: the names of the networks that were trained on the test images.
+    """
+    names = marked_names(list(curves), on_test, NAME_WIDTH)
     tables = []
     for metric in list(SUMMARIES)[:2]:
-        rows = [
-            [
-                marked(name, on_test[name]),
-                *(f"{getattr(r.report, metric):.3f}" for r in curve.results.values()),
+        columns = {
+            epsilon: [
+                with_interval(getattr(report, metric), report.intervals[metric])
+                for report in (curve.results[epsilon].report for curve in curves.values())
             ]
-            for name, curve in curves.items()
-        ]
-        table = text_table(["", *epsilons], rows)
-        tables.append(f"{SUMMARIES[metric]}, by epsilon (1/255)\n{table}")
-    if any(on_test.values()):
-        tables.append(MARK_LEGEND)
-    return "\n\n".join(tables)
+            for epsilon in next(iter(curves.values())).results
+        }
+        title = f"{SUMMARIES[metric]}, by epsilon (1/255)"
+        tables.append(f"{title}\n{side_by_side(names, columns)}")
+    return "\n\n".join([*tables, *([MARK_LEGEND] if on_test else [])])
 
 
 def optimised_noise_text(rows: dict[str, dict[str, Any]]) -> str:
@@ -94,16 +95,30 @@ def universal_noise_text(rows: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines[:-1])
 
 
-def transfer_text(table: dict[str, dict[str, Transfer]], epsilon: float) -> str:
-    """Return the share of images that fool each network, by the network they are made on."""
-    names = short_names(list(table), 14)
-    rows = [
-        [name, *("-" if (share := t.share()) is None else f"{share:.3f}" for t in row.values())]
-        for name, row in zip(names, table.values(), strict=True)
-    ]
+def transfer_text(
+    table: dict[str, dict[str, Transfer]], epsilon: float, on_test: Collection[str]
+) -> str:
+    """Return the share of images that fool each network, by the network they are made on.
+
+    on_test: the names of the networks that were trained on the test images.
+    """
+    names = marked_names(list(table), on_test, NAME_WIDTH)
+    columns = {
+        name: [transfer_share(row[tried_on]) for row in table.values()]
+        for name, tried_on in zip(names, table, strict=True)
+    }
     about = (
         f"Transfer: images of MI-FGSM at epsilon {epsilon:g}/255, made on the network of the"
         " row and tried on that of the column; the share that fools, of the images that both"
-        " have right:"
+        " have right, with its 95% interval:"
     )
-    return f"{fill(about, 80)}\n{text_table(['', *names], rows)}"
+    legend = f"\n{MARK_LEGEND}" if on_test else ""
+    return f"{fill(about, 80)}\n{side_by_side(names, columns)}{legend}"
+
+
+def transfer_share(found: Transfer) -> str:
+    """Return the share of images that fool with its interval, "-" without images."""
+    share = found.share()
+    if share is None:
+        return "-"
+    return with_interval(share, proportion_interval(found.fooled, found.images))

@@ -15,6 +15,7 @@ from common.attacks.strength import Strength, measure_strength
 from common.attacks.table import Settings
 from common.attacks.transfer import Transfer
 from common.dataset.split import LabelledImages
+from common.metrics.intervals import proportion_interval
 from common.reporting.attack_tables import curve_text
 from common.reporting.strength_tables import (
     MASKED,
@@ -93,7 +94,12 @@ def attack_record(
         },
         "transfer": {
             made_on: {
-                tried_on: {**t._asdict(), "share": t.share()} for tried_on, t in row.items()
+                tried_on: {
+                    **t._asdict(),
+                    "share": t.share(),
+                    "interval": proportion_interval(*t) if t.images else None,
+                }
+                for tried_on, t in row.items()
             }
             for made_on, row in transferred.items()
         },

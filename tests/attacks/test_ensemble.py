@@ -1,5 +1,7 @@
 """The ensemble: its order, what each attack adds, and masked gradients."""
 
+import math
+
 import pytest
 import torch
 from attack_cases import NETWORK, X, Y, generator, linear_images
@@ -202,19 +204,39 @@ def test_images_in_8_bits_still_fool():
 def test_images_that_rounding_undoes_are_attacked_to_the_highest_loss(monkeypatch):
     """On a line: 0.1 / 255 beyond the boundary rounding undoes it, at epsilon it doesn't."""
     network, x, y, w = linear_images()
-    x = rounding.round_to_8_bits(x)
+    x = (x * 255).round() / 255
     margins = ((x - 0.5) * w).sum((1, 2, 3))
     least = (margins / w.abs().sum()).view(-1, 1, 1, 1)  # of an attack of equal steps
     barely = x - (least + 1e-4) * w.sign()
-    epsilon = 2 * float(least.max())
+    epsilon = math.ceil(2 * 255 * float(least.max())) / 255
     assert wrong(barely, network, y).all()
-    assert not wrong(rounding.round_to_8_bits(barely), network, y).any()
     settings = {"epsilon": epsilon, "norm": "linf"}
+    assert not wrong(rounding.round_to_8_bits(barely, x, **settings), network, y).any()
     found = rounding.fool_in_8_bits(network, x, y, barely, **settings, generator=generator())
     assert wrong(found, network, y).all()
     # Without the clamp to [0, 1], the highest loss is at -epsilon sign(w).
-    farthest = rounding.round_to_8_bits((x - epsilon * w.sign()).clamp(0, 1))
+    farthest = rounding.round_to_8_bits((x - epsilon * w.sign()).clamp(0, 1), x, **settings)
     assert torch.allclose(found, farthest)
+
+
+@pytest.mark.parametrize(
+    ("norm", "epsilon"),
+    [("linf", 0.5 / 255), ("linf", 4.5 / 255), ("linf", 8 / 255), ("l2", 0.125), ("l2", 0.5)],
+)
+def test_rounded_images_stay_within_epsilon(norm, epsilon):
+    x = (torch.rand(20, 3, 32, 32, generator=generator()) * 255).round() / 255
+    noise = torch.randn(x.shape, generator=generator())
+    size = noise.abs().flatten(1).amax(1) if norm == "linf" else noise.flatten(1).norm(dim=1)
+    images = (x + epsilon * noise / size.view(-1, 1, 1, 1)).clamp(0, 1)
+    rounded = rounding.round_to_8_bits(images, x, epsilon=epsilon, norm=norm)
+    steps = rounded * 255
+    assert torch.allclose(steps, steps.round(), atol=1e-4)
+    assert 0 <= rounded.min() <= rounded.max() <= 1
+    changed = (rounded - x).flatten(1)
+    sizes = changed.abs().amax(1) if norm == "linf" else changed.norm(dim=1)
+    assert sizes.max() <= epsilon * (1 + 1e-4)
+    if epsilon > 1 / 255:
+        assert sizes.median() > 0.8 * epsilon  # no more than needed is taken away
 
 
 def test_the_seed_repeats_every_image(monkeypatch):

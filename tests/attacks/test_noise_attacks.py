@@ -8,6 +8,7 @@ import pytest
 import torch
 from attack_cases import EPSILON, NETWORK, TARGETS, X, Y, generator, linear_images, loss_of
 from conftest import random_part
+from torch import nn
 
 from common.attacks import optimised_noise
 from common.attacks.gradients import gradient, logits_of
@@ -181,7 +182,7 @@ def test_balanced_universal_noise_draws_all_classes_equally(monkeypatch, balance
     monkeypatch.setattr("common.attacks.universal_noise.objective_gradient", zero_gradient)
     images, labels = random_part((90, 9, 1))
     options = {"epsilon": EPSILON, "balanced": balanced, "steps": 50}
-    noise = universal(None, images[..., :16, :16], labels, **options)
+    noise = universal(nn.Linear(1, 1), images[..., :16, :16], labels, **options)
     assert noise.shape == (1, 3, 16, 16)
     batches = [labels for _, _, labels, _ in (call.args for call in zero_gradient.mock_calls)]
     counts = torch.bincount(torch.cat(batches), minlength=3) / 5000
@@ -205,7 +206,7 @@ def test_universal_noise_by_hand(monkeypatch, targeted):
 
     monkeypatch.setattr("common.attacks.universal_noise.objective_gradient", given_gradient)
     options = {"epsilon": 0.4, "targets": targets, "steps": 2, "batch_size": 5}
-    noise = universal(None, images, labels, **options)
+    noise = universal(nn.Linear(1, 1), images, labels, **options)
     # Divided by their L1 norms, the gradients are (1, 0, 0) and (-2/3, -1/6, -1/6).
     expected = 0.4 * torch.tensor([0.1 + 0.05, -0.05, -0.05]).view(1, 3, 1, 1)
     assert torch.allclose(noise, expected)
@@ -221,5 +222,5 @@ def test_universal_noise_takes_100_steps_of_100_images(monkeypatch):
     zero_gradient = Mock(side_effect=lambda _, x, *__: (None, torch.zeros_like(x), None))
     monkeypatch.setattr("common.attacks.universal_noise.objective_gradient", zero_gradient)
     images, labels = random_part((3, 1))
-    universal(None, images[..., :1, :1], labels, epsilon=0.5)
+    universal(nn.Linear(1, 1), images[..., :1, :1], labels, epsilon=0.5)
     assert [len(call.args[1]) for call in zero_gradient.mock_calls] == [100] * 100
