@@ -2,10 +2,12 @@
 
 import hashlib
 import io
+import math
 import sys
 import zipfile
 from functools import cache
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -13,6 +15,7 @@ from common.errors import OutputError
 from common.files import atomic_write, require_regular
 
 DIGEST_BYTES = 32  # of a SHA-256
+BLOCK = 1 << 20  # bytes to read at once
 
 
 def write_arrays(path: Path, **arrays: np.ndarray) -> None:
@@ -41,26 +44,46 @@ def read_arrays(path: Path) -> dict[str, np.ndarray] | None:
     """Return the arrays in `path`, or None if the file is missing or was changed in any way."""
     try:
         require_regular(path)
-        content = path.read_bytes()
-        content, digest = content[:-DIGEST_BYTES], content[-DIGEST_BYTES:]
-        if hashlib.sha256(content).digest() != digest:
-            return None
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            entries = archive.infolist()
-            # A made-up file could stand for more than its size: compressed, or overlapping.
-            if sum(entry.file_size for entry in entries) > len(content):
+        with path.open("rb") as file:
+            size = path.stat().st_size - DIGEST_BYTES
+            if _sha256_of_first(file, size) != file.read():
                 return None
-            return {
-                entry.filename.removesuffix(".npy"): _parse_array(archive.read(entry))
-                for entry in entries
-            }
+            with zipfile.ZipFile(file) as archive:
+                entries = archive.infolist()
+                # A made-up file could stand for more than its size: compressed, or overlapping.
+                if sum(entry.file_size for entry in entries) > size:
+                    return None
+                return {
+                    entry.filename.removesuffix(".npy"): _read_array(archive, entry)
+                    for entry in entries
+                }
     except Exception:  # a made-up file leads to any exception
         return None
 
 
-def _parse_array(content: bytes) -> np.ndarray:
-    """Return the array in an .npy file; np.load would allocate whatever size it declares."""
-    stream = io.BytesIO(content)
-    np.lib.format.read_magic(stream)
-    shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
-    return np.frombuffer(bytearray(content), dtype, offset=stream.tell()).reshape(shape)
+def _sha256_of_first(file: BinaryIO, size: int) -> bytes:
+    """Return the SHA-256 of the first `size` bytes, and leave the file at their end."""
+    digest = hashlib.sha256()
+    for start in range(0, size, BLOCK):
+        digest.update(file.read(min(BLOCK, size - start)))
+    return digest.digest()
+
+
+def _read_array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray:
+    """Return the array in an .npy file, read block by block into its own memory.
+
+    np.load would allocate whatever size the file declares. Raises ValueError for an array of
+    objects, or of another size than the file's.
+    """
+    with archive.open(entry) as stream:
+        np.lib.format.read_magic(stream)
+        shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+        left = entry.file_size - stream.tell()
+        if dtype.hasobject or math.prod(shape) * dtype.itemsize != left:
+            raise ValueError("not an array of numbers that fills its file")
+        array = np.empty(math.prod(shape), dtype)
+        content = array.view(np.uint8)
+        for start in range(0, left, BLOCK):
+            block = stream.read(min(BLOCK, left - start))
+            content[start : start + BLOCK] = np.frombuffer(block, np.uint8)
+    return array.reshape(shape)

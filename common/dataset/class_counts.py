@@ -52,6 +52,11 @@ def class_counts(
         count = n if count == "full" else count
         if dry_run:
             count = min(max(count, 1), n)
+        if n == 0:
+            raise InputError(
+                f"class {name}: has no {part} images; add some, or name the other classes with"
+                " --classes"
+            )
         if not 0 < count <= n:
             raise InputError(f"{option}: {count} images of {name} requested, there are {n}")
         counts.append(count)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -58,7 +59,8 @@ def image_folder(root: Path, request: Request) -> Source:
     for part in parts:
         class_indices(list(map(printable, folders[part])), classes, str(root / part))
     if len(classes) == 1:
-        raise InputError(f"--data {root}: one class, {classes[0]}; there must be two or more")
+        raise InputError(_one_class(root, parts[0], classes[0]))
+    _warn_of_unread_parts(root, parts)
     entries = {part: _entries(root / part, classes) for part in parts}
     name, groups = printable(root.resolve().name), []
     if parts != PARTS:
@@ -81,6 +83,26 @@ def image_folder(root: Path, request: Request) -> Source:
         is_unsplit=parts != PARTS,
         is_cifar10=is_cifar10,
     )
+
+
+def _one_class(root: Path, part: str, name: str) -> str:
+    """Return the message for a folder with one class; an archive may have a folder too many."""
+    remedy = "put the images of each class into a folder of its own"
+    if len(_subfolders(root / part / name)) > 1 and not part:
+        remedy = f"give --data {root / name} if its folders are the classes"
+    return f"--data {root}: one class, {name}, and there must be two or more; {remedy}"
+
+
+def _warn_of_unread_parts(root: Path, parts: Sequence[str]) -> None:
+    """Say in one line on stderr which folders beside train/ and test/ are not read."""
+    others = [name for name in _subfolders(root) if name not in parts] if parts == PARTS else []
+    if others:
+        names = ", ".join(map(printable, others))
+        print(
+            f"--data {root}: not read, beside train and test: {names}; --validation SHARE"
+            " holds out train images",
+            file=sys.stderr,
+        )
 
 
 def is_split(root: Path) -> bool:

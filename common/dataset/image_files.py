@@ -22,7 +22,7 @@ from common.networks.torchvision_networks import import_torchvision
 
 SIZE = 32  # pixels of a side where no other size is asked for
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 MAX_BYTES = 4 << 20  # of 32x32 pixels: some KB, and a colour profile for print of up to 3 MB
 MAX_PHOTOGRAPH_BYTES = 1 << 28
 MAX_PIXELS = 100_000_000  # of a photograph; in memory 0.3 GB
@@ -117,7 +117,7 @@ def _decode(content: bytes, path: Path, size: int | None) -> np.ndarray:
         if size is None and (width, height) != (SIZE, SIZE):
             raise InputError(
                 f"{path}: {width}x{height} pixels, not {SIZE}x{SIZE}; --image-size N resizes"
-                " every image to N x N"
+                " the shorter side of each image to N and keeps the middle, N x N"
             )
         # A long and narrow image grows when its shorter side is resized.
         larger = max(1.0, (size or SIZE) / max(1, min(width, height)))

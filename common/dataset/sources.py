@@ -11,6 +11,7 @@ import PIL
 from common.dataset import CIFAR10_CLASSES, DEFAULT_CLASSES, folders, synthetic
 from common.dataset.course_pickles import read_course_pickle
 from common.dataset.download import download
+from common.dataset.image_files import SUFFIXES
 from common.dataset.pool import PARTS, Pool, Request, Source, class_indices
 from common.errors import DownloadError, InputError
 from common.networks.torchvision_networks import import_torchvision
@@ -70,8 +71,8 @@ def _find_files(data: str, path: Path, request: Request) -> Source:
     if path.is_dir():
         contents = f"{BATCHES}, train/ and test/, train.pickle and dev.pickle"
         raise InputError(
-            f"--data {data}: the folder holds none of {contents}, a folder of images for each"
-            " class"
+            f"--data {data}: the folder holds none of {contents}, a folder of images"
+            f" ({', '.join(SUFFIXES)}) for each class"
         )
     raise InputError(f"--data {data}: no such folder or {ARCHIVE}; or use cifar10 or synthetic")
 

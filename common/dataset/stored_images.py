@@ -43,7 +43,8 @@ class StoredImages:
         rows = self.positions[_as_numpy(key)]
         shape = (self.images, 3, self.image_size, self.image_size)
         stored = np.memmap(self.path, np.uint8, "r", shape=shape)
-        return torch.from_numpy(np.array(stored[rows]))
+        found = stored[rows]  # a copy, unless it is one image
+        return torch.from_numpy(np.array(found) if found.ndim == 3 else np.asarray(found))
 
     def select(self, positions: torch.Tensor | slice) -> StoredImages:
         """Return the images at `positions`, (n,) or a slice, without reading them."""

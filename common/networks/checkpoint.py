@@ -256,13 +256,14 @@ def require_match(
 ) -> None:
     """Raise InputError for a checkpoint of other classes or sizes than those of the images."""
     for path, checkpoint in zip(paths, checkpoints.values(), strict=True):
+        if checkpoint.classes != tuple(classes):
+            raise InputError(
+                f"{path}: its classes are {', '.join(checkpoint.classes)}, not"
+                f" {', '.join(classes)}; name a checkpoint that was trained on such images, or"
+                " give --classes"
+            )
         if (size := checkpoint.image_size) != image_size:
             raise InputError(
                 f"{path}: its images have {size}x{size} pixels, not {image_size}x{image_size};"
                 f" give --image-size {size}"
-            )
-        if checkpoint.classes != tuple(classes):
-            raise InputError(
-                f"{path}: its classes are {', '.join(checkpoint.classes)}, not"
-                f" {', '.join(classes)}; change --classes"
             )

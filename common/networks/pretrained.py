@@ -212,8 +212,8 @@ def _download(architecture: str) -> dict[str, torch.Tensor]:
             ) from None
         raise InputError(
             f"--pretrained: {published} can't be downloaded from {published.url}"
-            f" ({cause(error)}); get the file in another way, and give --no-pretrained"
-            " --weights FILE"
+            f" ({cause(error)}); get the file in another way, and train this network alone with"
+            " --no-pretrained --weights FILE"
         ) from None
     return state
 

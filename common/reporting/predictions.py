@@ -26,6 +26,7 @@ from common.reporting.tables import end_of, shorten, text_table
 from common.terminal import printable
 
 CHUNK_BYTES = 2**26  # of images in memory at a time, as uint8
+MOST_FILES = 256  # to read at a time, so that the progress shows
 LEAST_CERTAIN = 3  # images to show
 FILE_WIDTH = 40  # letters of a file's path in a table, its end
 
@@ -115,7 +116,7 @@ def _probabilities(
     unread: gets the messages of the others.
     """
     size = checkpoint.image_size
-    chunk = max(1, CHUNK_BYTES // (3 * size * size))
+    chunk = min(MOST_FILES, max(1, CHUNK_BYTES // (3 * size * size)))
     with tqdm(desc="Predicting", total=len(images), leave=False, disable=None) as bar:
         for start in range(0, len(images), chunk):
             paths = images[start : start + chunk]

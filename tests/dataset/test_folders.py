@@ -291,8 +291,35 @@ def test_groups_that_are_no_table_are_named(photos, load, tmp_path, content):
 
 
 def test_other_sizes_are_refused_without_the_option(photos, load):
-    with pytest.raises(InputError, match=r"pixels, not 32x32; --image-size N resizes every"):
+    with pytest.raises(InputError, match="not 32x32; --image-size N resizes the shorter"):
         load(photos, image_size=None)
+
+
+def test_folders_beside_train_and_test_are_named(image_folder, tmp_path, capsys):
+    (image_folder / "val/cat").mkdir(parents=True)
+    loader.load(str(image_folder), dry_run=True, cache=tmp_path / "cache")
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"--data {image_folder}: not read, beside train and test: val;")
+
+
+def test_a_folder_too_many_is_named(photos, load):
+    with pytest.raises(InputError, match=f"one class, photos.* give --data {photos} if"):
+        load(photos.parent)
+
+
+def test_a_class_without_test_images_is_named(image_folder, tmp_path):
+    for path in (image_folder / "test/cat").glob("*.png"):
+        path.unlink()
+    with pytest.raises(InputError, match="class cat: has no test images; add some"):
+        loader.load(str(image_folder), classes=["cat", "truck"], cache=tmp_path / "cache")
+
+
+@pytest.mark.parametrize("ending", ["jfif", "JPE"])
+def test_other_endings_of_jpeg_are_read(photos, load, ending):
+    before = len(load(photos).train_files) + len(load(photos).test_files)
+    picture(999, 50, 40).save(photos / "owl/more.jpg")
+    (photos / "owl/more.jpg").rename(photos / f"owl/more.{ending}")
+    assert len(load(photos).train_files) + len(load(photos).test_files) == before + 1
 
 
 def test_damaged_images_are_named_or_left_out(photos, load):
@@ -337,7 +364,7 @@ def test_classes_that_are_too_small_are_named(photos, load):
         load(photos, skip_damaged=True)
     for name in ("sea lion", "owl", "twins"):
         (photos / name).rename(photos / f".{name}")
-    with pytest.raises(InputError, match="one class, boat; there must be two or more"):
+    with pytest.raises(InputError, match="one class, boat, and there must be two or more; put"):
         load(photos)
 
 

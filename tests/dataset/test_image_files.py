@@ -198,6 +198,14 @@ def test_unreadable_folder_is_named(image_folder, tmp_path, monkeypatch, folder)
         loader.load(str(image_folder), **FULL, cache=tmp_path)
 
 
+@pytest.mark.parametrize(("size", "target"), [((10001, 10000), 32), ((1, 60000), 224)])
+def test_too_many_pixels_are_refused_before_they_are_decoded(tmp_path, size, target):
+    """The second has few pixels, but its shorter side grows."""
+    (tmp_path / "a.png").write_bytes(png(size=size))
+    with pytest.raises(InputError, match=f"{size[0]}x{size[1]} pixels are too many; reduce"):
+        read_image(tmp_path / "a.png", target)
+
+
 def test_a_changed_file_is_another_split(image_folder, tmp_path):
     path = image_folder / "train/cat/0001.png"
     before = loader.load(str(image_folder), **FULL, cache=tmp_path)

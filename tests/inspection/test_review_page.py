@@ -261,6 +261,17 @@ def test_accept_all_accepts_undecided_suspects_of_this_confidence(opened):
     assert saved(page) == "yes yes no drop no yes"
 
 
+def test_a_class_with_many_spaces_in_its_name_keeps_them(opened):
+    classes = ("car", " big  cat ")
+    suspects = [Suspect(4, "a.png", "car", classes[1], 0.9, "")]
+    page = opened(classes=classes, suspects=suspects)
+    field(page, ACCEPT, 4).check()
+    assert saved(page, "suggested") == classes[1]
+    assert saved(page, "check") == suspects[0].check("abc-def")
+    page.get_by_label("Show").select_option("car")
+    assert card(page, 4).is_visible()
+
+
 def test_hidden_suspects_are_saved_too(opened):
     page = opened()
     show = page.get_by_label("Show")

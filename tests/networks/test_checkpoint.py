@@ -121,7 +121,7 @@ def test_checkpoints_have_the_names_of_their_files(tmp_path):
     require_match(paths, checkpoints, ["a", "b"], 32)
     for classes in (["b", "a"], ["a", "b", "c"], ["a", "c"]):
         with pytest.raises(
-            InputError, match=r"a/one\.pt: its classes are a, b, not .*--classes"
+            InputError, match=r"a/one\.pt: its classes are a, b, not .*; name a checkpoint that"
         ):
             require_match(paths, checkpoints, classes, 32)
     with pytest.raises(InputError, match=r"a/one\.pt: .* 32x32 pixels, .* --image-size 32$"):

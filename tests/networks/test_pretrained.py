@@ -113,7 +113,7 @@ def test_offline_the_weights_the_address_the_cause_and_a_file_are_named(
     words = (
         str(PUBLISHED),
         f"{address}/small-00112233.pth (URLError: ",
-        "give --no-pretrained --weights FILE",
+        "with --no-pretrained --weights FILE",
     )
     assert is_one_line(f"{refused.value}\n", "--pretrained: ", *words)
 
