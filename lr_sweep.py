@@ -2,11 +2,12 @@
 
     python lr_sweep.py [RECIPE] [--learning-rates RATE ...] [--range-test]
 
-Trains one recipe (default: original) at several learning rates from the same weights, on the
-same batches, and judges them by their curves and by validation images held out from the train
-images; the test images play no part. Saves figures/lr_sweep_RECIPE_*.png with
-figures/lr_sweep_RECIPE.json, and models/RECIPE-lrRATE.* for each rate. Finished rates are not
-trained again. With --range-test, one pass at growing rates instead.
+Trains one recipe (default: original) for 20 epochs, whatever its own number, at several
+learning rates from the same weights, on the same batches, and judges them by their curves and
+by validation images held out from the train images; the test images play no part. Saves
+figures/lr_sweep_RECIPE_*.png with figures/lr_sweep_RECIPE.json, and models/RECIPE-lrRATE.* for
+each rate. Finished rates are not trained again. With --range-test, one pass at growing rates
+instead.
 """
 
 import shlex
@@ -135,7 +136,7 @@ if __name__ == "__main__":
     add = parser.add_argument
     # fmt: off
     add("recipe", nargs="?", default="original", metavar="RECIPE",
-        help="a name from train.py --list (default: %(default)s)")
+        help="a recipe of train.py --list (default: %(default)s)")
     add("--learning-rates", nargs="+", type=options.RATE, metavar="RATE",
         help=f"the rates (default: {' '.join(f'{rate:g}' for rate in RATES)})")
     add("--range-test", action="store_true",
@@ -143,6 +144,6 @@ if __name__ == "__main__":
         " off)")
     # fmt: on
     options.add_training(parser)
-    options.add_recipe(parser, without="learning_rate")
-    parser.set_defaults(validation=0.1, epochs=EPOCHS)
+    options.add_recipe(parser, without="learning_rate", epochs=EPOCHS)
+    parser.set_defaults(validation=0.1)
     options.run(main, parser, ["models", "figures"])

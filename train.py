@@ -33,11 +33,7 @@ def main(args):
     args.seeds = args.seeds or (1 if not is_race else 2 if args.dry_run else 5)
     seeds = options.seed_range(args)
     if args.reference is not None:
-        if args.reference not in recipes:
-            raise InputError(
-                f"--reference {args.reference}: not one of the recipes, {', '.join(recipes)}"
-            )
-        recipes = {args.reference: recipes[args.reference]} | recipes  # it comes first
+        recipes = named.with_reference_first(recipes, args.reference)
     if is_race:
         return race(args, list(recipes), seeds)
     if not args.dry_run:  # a dry run has a folder of its own
@@ -68,10 +64,9 @@ def main(args):
         if not result["diverged"]:
             report = from_confusion(result["report"]["confusion"], split.classes)
         print(f"\n{run_text(run, result, report, split, len(runs) == 1)}", flush=True)
-        if report is not None:
-            figures = run_figures(root / "figures", run, result, report, split)
-            paths = [root / "models" / f"{run.file}.{end}" for end in ("pt", "json", "csv")]
-            options.print_saved(*filter(Path.exists, paths), *figures)
+        figures = run_figures(root / "figures", run, result, report, split)
+        paths = [root / "models" / f"{run.file}.{end}" for end in ("pt", "json", "csv")]
+        options.print_saved(*filter(Path.exists, paths), *figures)
     if len(runs) > 1:
         text, saved = report_comparison(
             root / "figures" / "train_comparison", {run: result_by_run[run] for run in runs},

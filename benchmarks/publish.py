@@ -141,6 +141,11 @@ def minutes(folder, name):
     return f"{_read(folder, name)['seconds'] / 60:.0f}"
 
 
+def processor(folder, name):
+    """Return the processor that a command ran on."""
+    return _read(folder, name)["processor"]
+
+
 def leaks(folder, name):
     """Return how many test images some train image shows too."""
     pairs = _read(folder, name)["duplicates"]
@@ -250,10 +255,7 @@ def made(folder, name):
     """Return in a sentence where the numbers of a file come from."""
     record = _read(folder, name)
     data, versions = record["data"], record["versions"]
-    part = "train" if "audit" in record else "test"  # what the numbers are about
-    # "images": of the test images attacks may be tried on a sample.
-    n = record.get("images", sum(data[f"{part}_counts"]))
-    judged = f"{n:,} {part} images of {data['source']}"
+    judged = f"{_judged(record)} images of {data['source']}"
     seeds = record.get("comparison", {}).get("seeds", 1)
     networks = len(record.get("curves") or record.get("networks", ()))
     kind, runs = ("network", networks) if networks else ("seed", seeds)
@@ -264,10 +266,25 @@ def made(folder, name):
     )
 
 
+def _judged(record):
+    """Return the number and the part of the images that a file's numbers are about."""
+    parts = ["test"]
+    if "audit" in record:
+        parts = ["train"]
+    elif "rates" in record:  # of a sweep of learning rates
+        parts = ["validation"]
+    elif "duplicates" in record:
+        parts = ["train", "test"]
+    elif "images" in record:  # of the test images attacks may be tried on a sample
+        return f"{record['images']:,} test"
+    counts = (sum(record["data"][f"{part}_counts"]) for part in parts)
+    return " and ".join(f"{n:,} {part}" for n, part in zip(counts, parts, strict=True))
+
+
 FUNCTIONS = (
-    value, percent, score, mean, best_of, count, images, of_each_class, source, minutes, leaks,
-    audit, ensemble, attacked_mean, radius, peers, comparison, interval, rates, page, figure,
-    made,
+    value, percent, score, mean, best_of, count, images, of_each_class, source, minutes,
+    processor, leaks, audit, ensemble, attacked_mean, radius, peers, comparison, interval,
+    rates, page, figure, made,
 )  # fmt: skip
 
 

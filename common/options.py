@@ -148,7 +148,8 @@ def add_images(parser: argparse.ArgumentParser) -> None:
     # fmt: off
     add("--data", type=text, metavar="SOURCE", help=SOURCES)
     add("--image-size", type=number(int, least=16, most=224), metavar="N",
-        help="resize every image to N x N pixels (default: all must be 32 x 32)")
+        help="resize the shorter side of each image to N pixels, and keep the middle, N x N"
+        " (default: all must be 32 x 32)")
     add("--classes", nargs="+", type=text, metavar="NAME",
         help="classes of the source, in label order, or all (default: automobile truck cat; of"
         " a folder of your own all, the largest first)")
@@ -158,7 +159,7 @@ def add_images(parser: argparse.ArgumentParser) -> None:
         " step (default: 4949 466 210 for three classes of CIFAR-10, else full)")
     add("--test-counts", nargs="+", type=image_count, metavar="N",
         help="test images per class, or full (default: 551 51 23 for three classes of"
-        " CIFAR-10, else full)")
+        " CIFAR-10, else full; of train.py race full)")
     add("--test-share", type=number(float, above=0, below=1), metavar="SHARE",
         help="stratified share of the images to test on, for a folder without train/ and test/"
         " (default: 0.2)")
@@ -170,7 +171,8 @@ def add_images(parser: argparse.ArgumentParser) -> None:
     add("--memory", type=byte_count, default="2G", metavar="SIZE",
         help="images that would take more are kept in a file in data/ (default: %(default)s)")
     add("--validation", type=SHARE, default=0.0, metavar="SHARE",
-        help="stratified share of the train images to hold out (default: %(default)s)")
+        help="stratified share of the train images to hold out (default: %(default)s; with"
+        " --patience at least 0.1)")
     add("--split-seed", type=SEED, default=0, metavar="N",
         help="seed of the draw of images (default: %(default)s)")
     add("--label-noise", nargs="+", type=class_share, default=(), metavar="CLASS:SHARE",
@@ -251,10 +253,15 @@ def seed_range(args: argparse.Namespace) -> range:
     return seeds
 
 
-def add_recipe(parser: argparse.ArgumentParser, without: str | None = None) -> None:
-    """Add an option for each field of Recipe, except for the field `without`."""
+def add_recipe(
+    parser: argparse.ArgumentParser, without: str | None = None, epochs: int | None = None
+) -> None:
+    """Add an option for each field of Recipe, except for the field `without`.
+
+    epochs: of every recipe, instead of its own.
+    """
     group = parser.add_argument_group("recipe (default of each: the recipe's own value)")
-    parser.set_defaults(**dict.fromkeys(FIELDS))
+    parser.set_defaults(**dict.fromkeys(FIELDS) | {"epochs": epochs})
     for name, each in FIELDS.items():
         if name == without:
             continue
@@ -262,7 +269,10 @@ def add_recipe(parser: argparse.ArgumentParser, without: str | None = None) -> N
         default = each.default
         if isinstance(default, tuple):
             default = " ".join(default) or "none"
-        given: dict[str, Any] = {"help": f"{limits.pop('help')} (original: {default})"}
+        whose = "original"
+        if name == "epochs" and epochs is not None:
+            whose, default = "default", epochs
+        given: dict[str, Any] = {"help": f"{limits.pop('help')} ({whose}: {default})"}
         choices, metavar = limits.pop("choices"), limits.pop("metavar", None)
         if "nargs" in limits:
             given["nargs"] = limits.pop("nargs")
@@ -300,7 +310,7 @@ def add_attacks(parser: argparse.ArgumentParser) -> None:
         help="random starts of PGD (default: %(default)s)")
     add("--ensemble-epsilons", nargs="+", type=bound, metavar="E", default=[4, 8],
         help="epsilons of the ensemble of attacks, in 1/255; the largest also of the images"
-        " tried on other networks (default: 4 8)")
+        " of MI-FGSM that are tried on other networks (default: 4 8)")
     add("--ensemble-l2-epsilons", nargs="+", type=l2_bound, metavar="E", default=[],
         help="epsilons of the ensemble in L2, in pixel values (default: none)")
     add("--ensemble-steps", type=POSITIVE, metavar="N", default=100,

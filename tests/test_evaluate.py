@@ -293,7 +293,7 @@ def test_many_classes_fit_the_screen(in_process, tmp_path):
     assert max(map(len, done.stdout.splitlines())) <= 80
     for words in ("many-shot (3 classes)", "medium-shot (8 classes)", "few-shot (1 classes)"):
         assert words in done.stdout
-    assert "worst (the class" in done.stdout
+    assert "lowest (the class" in done.stdout
     listed = done.stdout.split("The largest confusions:\n")[1].split("\n\n")[0].splitlines()
     assert len(listed) == 1 + 10
     assert "Confusion matrix" not in done.stdout

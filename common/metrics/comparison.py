@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,20 +29,21 @@ class Summary:
 
     mean, deviation: over seeds. interval: the 95% interval of the mean; it covers the draw of
     the test images (`mean_draws`) and, with several seeds, the training's randomness (Student's
-    t). best: the probability that no other recipe's metric is higher (`paired_scores`, and the
-    same randomness of training). difference: the mean difference from the reference recipe;
-    difference_interval: its 95% interval, from draws for both on the same test images.
-    p_training: of the paired t-test over seeds, that the training's randomness alone makes the
-    difference on these test images. p_images: of `swap_test`, that the chance in the test
-    images alone makes it for these trained networks. Both have Holm's correction over all
-    p-values of the table. None: the reference recipe, a single seed (deviation, p_training),
-    or differences without spread (p_training).
+    t). best: the probability that the metric of no other held-out recipe is higher
+    (`paired_scores`, and the same randomness of training). difference: the mean difference from
+    the reference recipe; difference_interval: its 95% interval, from draws for both on the same
+    test images. p_training: of the paired t-test over seeds, that the training's randomness
+    alone makes the difference on these test images. p_images: of `swap_test`, that the chance
+    in the test images alone makes it for these trained networks. Both have Holm's correction
+    over all p-values of the table. None: the reference recipe, a recipe that is not held out
+    (best, p_training, p_images), a single seed (deviation, p_training), or differences without
+    spread (p_training).
     """
 
     mean: float
     deviation: float | None
     interval: tuple[float, float]
-    best: float
+    best: float | None
     difference: float
     difference_interval: tuple[float, float] | None
     p_training: float | None
@@ -131,8 +132,8 @@ def compare(
 
     results: for each recipe, the result of each seed; all recipes have the same seeds in the
     same order, and the same test images with the labels (N,). A recipe with a diverged run is
-    left out; if that is the first recipe, the next one is the reference. None: all are left
-    out.
+    left out; the first of the others is the reference, see `compare_predictions`. None: all
+    are left out.
     """
     results = {n: runs for n, runs in results.items() if not any(r["diverged"] for r in runs)}
     if not results:
@@ -142,34 +143,45 @@ def compare(
         name: np.array([run["test_predictions"].split() for run in runs], dtype=int)
         for name, runs in results.items()
     }
-    return compare_predictions(reports, predictions, labels)
+    on_test = {name for name, runs in results.items() if runs[0]["trained_on_test"]}
+    return compare_predictions(reports, predictions, labels, on_test)
 
 
 def compare_predictions(
     reports: dict[str, Sequence[dict[str, Any]]],
     predictions_by_name: dict[str, np.ndarray],
     labels: np.ndarray,
+    on_test: Container[str] = (),
 ) -> Comparison:
     """Return the Comparison of recipes, or of single networks, with the first one.
 
     reports: for each recipe, the report of each seed, as a result file has it.
-    predictions_by_name: those that the reports are on, (S, N). labels: (N,).
+    predictions_by_name: those that the reports are on, (S, N). labels: (N,). on_test: recipes
+    that are trained on the test images, whose scores are not held out: beside others they are
+    neither the reference nor the best, and no test is made of them.
     """
     names = list(reports)
-    reference, seeds = names[0], len(reports[names[0]])
+    competing = [n for n, name in enumerate(names) if name not in on_test] or [
+        *range(len(names))
+    ]
+    first = competing[0]
+    reference, seeds = names[first], len(reports[names[first]])
     metrics = [[metrics_of(report) for report in runs] for runs in reports.values()]
     classes = reports[reference][0]["classes"]
     predictions = [predictions_by_name[name] for name in names]
     paired = by_title(paired_scores(labels, predictions, len(classes)), classes)
-    p_images = [
-        by_title(swap_test(labels, of_recipe, predictions[0], len(classes)), classes)
-        for of_recipe in predictions[1:]
-    ]
+    p_images = {
+        n: by_title(
+            swap_test(labels, predictions[n], predictions[first], len(classes)), classes
+        )
+        for n in competing[1:]
+    }
     of_means = [mean_draws(runs) for runs in reports.values()]
     summaries: dict[str, dict[str, Summary]] = {name: {} for name in names}
     for title, of_networks in paired.items():
         values = np.array([[run[title] for run in runs] for runs in metrics])  # (recipes, S)
-        best = best_probabilities(of_networks[0] + _training_noise(values))
+        noisy = of_networks[0] + _training_noise(values)
+        best = dict(zip(competing, best_probabilities(noisy[:, competing]), strict=True))
         for n, name in enumerate(names):
             mean = float(values[n].mean())
             # Every metric lies between 0 and 1; Student's distribution goes beyond.
@@ -178,9 +190,9 @@ def compare_predictions(
             of_runs = [by_title(r["intervals"], classes)[title] for r in reports[name]]
             if all(each == of_runs[0] for each in of_runs):  # what the reports themselves show
                 ends = of_runs[0]
-            differences = values[n] - values[0]
-            of_difference = of_networks[..., n] - of_networks[..., 0]
-            if n:
+            differences = values[n] - values[first]
+            of_difference = of_networks[..., n] - of_networks[..., first]
+            if n != first:
                 of_difference = of_difference + _training_noise(differences[None])[:, 0]
             difference = float(differences.mean())
             ends_of_difference = np.clip(interval(of_difference, difference), -1, 1).tolist()
@@ -188,15 +200,15 @@ def compare_predictions(
                 mean=mean,
                 deviation=float(values[n].std(ddof=1)) if seeds > 1 else None,
                 interval=tuple(ends),
-                best=best[n],
+                best=best.get(n),
                 difference=difference,
-                difference_interval=tuple(ends_of_difference) if n else None,
-                p_training=paired_p(values[n], values[0]) if n else None,
-                p_images=p_images[n - 1][title] if n else None,
+                difference_interval=tuple(ends_of_difference) if n != first else None,
+                p_training=paired_p(values[n], values[first]) if n in p_images else None,
+                p_images=p_images[n][title] if n in p_images else None,
             )
     # With a single seed the training is not tested at all.
     kinds = ("p_training", "p_images") if seeds > 1 else ("p_images",)
-    tests = _correct(summaries, reference, kinds)
+    tests = _correct(summaries, [names[n] for n in p_images], kinds)
     return Comparison(summaries, reference, seeds, tests)
 
 
@@ -215,15 +227,14 @@ def _training_noise(values: np.ndarray) -> np.ndarray:
 
 
 def _correct(
-    summaries: dict[str, dict[str, Summary]], reference: str, kinds: Sequence[str]
+    summaries: dict[str, dict[str, Summary]], tested: Sequence[str], kinds: Sequence[str]
 ) -> int:
-    """Apply Holm's correction to all p-values of these kinds together; return their number."""
+    """Apply Holm's correction to all p-values of these kinds together; return their number.
+
+    tested: the recipes that have p-values.
+    """
     places = [
-        (name, metric, kind)
-        for name, row in summaries.items()
-        for metric in row
-        for kind in kinds
-        if name != reference
+        (name, metric, kind) for name in tested for metric in summaries[name] for kind in kinds
     ]
     adjusted = holm([getattr(summaries[name][metric], kind) for name, metric, kind in places])
     for (name, metric, kind), p in zip(places, adjusted, strict=True):

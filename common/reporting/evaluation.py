@@ -215,6 +215,7 @@ def compare(
             for name, network in zip(reports, networks.values(), strict=True)
         },
         labels,
+        {marked(name, True) for name, each in networks.items() if each.trained_on_test},
     )
     blocks = [
         f"== All on the {len(labels)} test images, 95% intervals ==",

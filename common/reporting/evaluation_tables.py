@@ -28,6 +28,10 @@ NOT_HELD_OUT = (
     "*** TRAINED ON THE TEST IMAGES: the scores below are not held out and say\n"
     "*** nothing about images that the network has not seen."
 )
+LOWEST_RECALL = (
+    "The lowest of many recalls is low partly by chance; its interval is that of\n"
+    "the class by itself."
+)
 SUMMARIES = {
     "accuracy": "accuracy",
     "balanced_accuracy": "balanced accuracy",
@@ -153,7 +157,7 @@ def _many_classes(r: Report, train_counts: Sequence[int]) -> list[str]:
     ]
     worst = int(np.argmin(r.recall))
     ends = r.intervals["recall"][worst]
-    rows.append([f"worst ({shorten(r.classes[worst])})", with_interval(r.recall[worst], ends)])
+    rows.append([f"lowest ({shorten(r.classes[worst])})", with_interval(r.recall[worst], ends)])
     confusions = [
         [shorten(r.classes[i]), shorten(r.classes[j]), str(n), f"{n / r.support[i]:.1%}"]
         for n, i, j in largest_confusions(confusion)
@@ -161,7 +165,7 @@ def _many_classes(r: Report, train_counts: Sequence[int]) -> list[str]:
     headers = ["true class", "prediction", "images", "share"]
     return [
         f"Mean recall by train images (many: over {MANY}, few: under {FEW}):\n"
-        + text_table([], rows, "ll"),
+        + f"{text_table([], rows, 'll')}\n{LOWEST_RECALL}",
         "The largest confusions:\n" + text_table(headers, confusions, "llrr"),
     ]
 
@@ -174,21 +178,23 @@ def _readings(r: Report) -> list[str]:
 def reports_compared(reports: dict[str, Report]) -> str:
     """Return accuracy, balanced accuracy, G-mean and recalls, one row for each report.
 
-    Of more than ten classes only the worst recall is shown.
+    Of more than ten classes only the lowest recall is shown.
     """
+    rows = list(reports.values())
     columns = {
         label: [with_interval(getattr(r, m), r.intervals[m]) for r in reports.values()]
         for m, label in SUMMARIES.items()
     }
-    return side_by_side(list(reports), columns | recall_columns(list(reports.values())))
+    table = side_by_side(list(reports), columns | recall_columns(rows))
+    return f"{table}\n{LOWEST_RECALL}" if len(rows[0].classes) > MOST_CLASSES else table
 
 
 def recall_columns(reports: Sequence[Report]) -> dict[str, list[str]]:
-    """Return the columns of the recalls; of more than ten classes that of the worst alone."""
+    """Return the columns of the recalls; of more than ten classes that of the lowest."""
     classes = reports[0].classes
     if len(classes) > MOST_CLASSES:
         worst = [min(zip(r.recall, r.intervals["recall"], strict=True)) for r in reports]
-        return {"worst recall": [with_interval(*each) for each in worst]}
+        return {"lowest recall": [with_interval(*each) for each in worst]}
     return {
         f"recall of {name}": [
             with_interval(r.recall[k], r.intervals["recall"][k]) for r in reports

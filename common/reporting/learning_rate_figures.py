@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from common.reporting.figures import colour, log_labels, new_figure, save
 from common.training import losses
-from common.training.learning_rates import RangeTest
+from common.training.learning_rates import RangeTest, validation_loss
 from common.training.recipe import Recipe
 
 TOP = 3.0  # the upper end of the loss axis, in units of the loss before training
@@ -49,11 +49,15 @@ def all_losses(
     figure = new_figure(8, 5, title, caption)
     axes = figure.subplots()
     shades = colormaps["viridis"](np.linspace(0, 0.9, len(result_by_rate)))
+    shifts = np.linspace(-0.9, 0.9, len(result_by_rate))
     has_arrow = False
-    for (rate, result), shade in zip(result_by_rate.items(), shades, strict=True):
+    for (rate, result), shade, shift in zip(
+        result_by_rate.items(), shades, shifts, strict=True
+    ):
         curve = [start, *result["history"]["loss"]]
         label = f"{rate:g}, diverged (x)" if result["diverged"] else f"{rate:g}"
-        has_arrow |= _curve(axes, 0, curve, bool(result["diverged"]), start, shade, label)
+        diverged = bool(result["diverged"])
+        has_arrow |= _curve(axes, 0, curve, diverged, start, shade, label, shift)
     axes.set_yscale("log")
     axes.set_ylim(top=TOP * start)
     axes.yaxis.set_major_formatter("{x:g}")
@@ -68,17 +72,19 @@ def all_losses(
 
 def _curve(
     axes: Axes, first: int, curve: list[float], diverged: bool, start: float, shade: Any,
-    label: str | None,
+    label: str | None, shift: float = 0,
 ) -> bool:  # fmt: skip
     """Draw losses from epoch `first` on, with an arrow where they leave the axes.
 
-    A diverged curve ends with an x. Returns whether there is an arrow.
+    A diverged curve ends with an x. shift: of the arrows, in epochs, so that those of several
+    curves are apart. Returns whether there is an arrow.
     """
     top = TOP * start
     epochs, values = np.arange(first, first + len(curve)), np.array(curve)
     axes.plot(epochs, values.clip(max=top), color=shade, marker="o", markersize=3, label=label)
     high = values >= top
-    axes.plot(epochs[high], values[high].clip(max=top * 0.97), "^", color=shade, markersize=8)
+    arrows = values[high].clip(max=top * 0.88)
+    axes.plot(epochs[high] + shift, arrows, "^", color=shade, markersize=8)
     if diverged and curve:
         axes.plot(epochs[-1], min(values[-1], top * 0.9), "x", color=shade, markersize=12)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -119,29 +125,34 @@ def each_loss(
 def validation(
     path: Path, result_by_rate: dict[float, dict[str, Any]], title: str, caption: str
 ) -> Path:
-    """Draw final validation loss and G-mean by learning rate; diverged rates are marked."""
+    """Draw final validation loss and G-mean by learning rate; diverged rates are marked.
+
+    Bars: the 95% intervals of the G-mean.
+    """
     figure = new_figure(8, 4, title, caption)
     finished = {rate: r for rate, r in result_by_rate.items() if not r["diverged"]}
-    for axes, name, values in zip(
-        figure.subplots(1, 2),
-        ("last validation cross-entropy (nats)", "validation G-mean"),
-        (
-            [r["history"]["validation_loss"][-1] for r in finished.values()],
-            [r["validation"]["g_mean"] for r in finished.values()],
-        ),
-        strict=True,
-    ):
-        axes.plot(list(finished), values, color=colour(0), marker="o")
+    left, right = figure.subplots(1, 2)
+    rates, scores = list(finished), [r["validation"] for r in finished.values()]
+    of_loss = [validation_loss(result) for result in finished.values()]
+    left.plot(rates, of_loss, color=colour(0), marker="o")
+    g_means = np.array([each["g_mean"] for each in scores])
+    ends = np.array([each["intervals"]["g_mean"] for each in scores]).reshape(-1, 2)
+    bars = abs(ends - g_means[:, None]).T
+    style = {"color": colour(0), "marker": "o", "capsize": 3, "elinewidth": 1}
+    right.errorbar(rates, g_means, bars, **style)
+    names = "last validation cross-entropy (nats)", "validation G-mean, 95% interval"
+    for axes, name in zip((left, right), names, strict=True):
         for k, rate in enumerate(rate for rate in result_by_rate if rate not in finished):
             axes.axvline(rate, color=colour(5), linestyle="--", label=None if k else "diverged")
         if len(finished) < len(result_by_rate):
             axes.legend()
         axes.set_xscale("log")
         log_labels(axes.xaxis)
-        axes.set_ylim(0, 1 if "G-mean" in name else None)
         axes.set_xlabel("learning rate, logarithmic")
         axes.set_ylabel(name)
         axes.grid(alpha=0.3)
+    left.set_ylim(bottom=0)
+    right.set_ylim(-0.03, 1)  # so that a marker at 0 is not clipped
     return save(figure, path)
 
 

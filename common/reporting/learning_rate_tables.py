@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from textwrap import fill
 from typing import Any
 
-from common.reporting.tables import shell_lines, text_table
-from common.training.learning_rates import RangeTest
+from common.reporting.tables import shell_lines, text_table, with_interval
+from common.training.learning_rates import RangeTest, validation_loss
 
 CLEAR_FALL = 0.1  # the fall of a range test's loss from which its suggestion means something
 
 
-LEGEND = """\
-first, last: training loss of the first and last epoch. val. loss, balanced
-(accuracy), G-mean: on {n} validation images. verdict: by the rules of verdict()
-in common/training/learning_rates.py."""
+HEADERS = ["rate", "first", "last", "val. loss", "G-mean", "verdict"]
+LEGEND = (
+    "first, last: training loss of the first and last epoch. val. loss, G-mean: on {n:,}"
+    " validation images{attacked}, [95% interval]. verdict: by the rules of verdict() in"
+    " common/training/learning_rates.py."
+)
+ATTACKED = ", the loss under PGD"
 
 
 def sweep_text(
@@ -25,13 +29,13 @@ def sweep_text(
 
     n: number of validation images.
     """
-    headers = ["rate", "first", "last", "val. loss", "balanced", "G-mean", "verdict"]
     rows = sweep_rows(result_by_rate, verdicts)
-    text = f"{text_table(headers, rows, 'rrrrrrl')}\n\n{LEGEND.format(n=n)}"
+    is_attacked = any(each["recipe"]["adversarial"] for each in result_by_rate.values())
+    legend = fill(LEGEND.format(n=n, attacked=ATTACKED if is_attacked else ""), 80)
+    text = f"{text_table(HEADERS, rows, 'rrrrrl')}\n\n{legend}"
     if best is None:
         return text
-    score = result_by_rate[best]["validation"]["g_mean"]
-    return f"{text}\nBest validation G-mean: {score:.3f}, at {best:g}."
+    return f"{text}\nBest validation G-mean: {_g_mean(result_by_rate[best])}, at {best:g}."
 
 
 def sweep_rows(
@@ -40,20 +44,21 @@ def sweep_rows(
     """Return for each rate its losses, its scores on the validation images and its verdict."""
     rows = []
     for rate, result in result_by_rate.items():
-        losses, validation = result["history"]["loss"], ["-"] * 3
+        losses, validation = result["history"]["loss"], ["-"] * 2
         if not result["diverged"]:
-            validation = [
-                _short(result["history"]["validation_loss"][-1]),
-                f"{result['validation']['balanced_accuracy']:.3f}",
-                f"{result['validation']['g_mean']:.3f}",
-            ]
+            validation = [_short(validation_loss(result)), _g_mean(result)]
         ends = [_short(losses[0]), _short(losses[-1])] if losses else ["-", "-"]
         rows.append([f"{rate:g}", *ends, *validation, verdicts[rate]])
     return rows
 
 
+def _g_mean(result: dict[str, Any]) -> str:
+    scores = result["validation"]
+    return with_interval(scores["g_mean"], scores["intervals"]["g_mean"])
+
+
 def _short(loss: float) -> str:
-    return f"{loss:.4f}" if loss < 100 else f"{loss:.1e}"
+    return f"{loss:.3f}" if loss < 100 else f"{loss:.0e}"
 
 
 def range_test_text(

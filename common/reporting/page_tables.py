@@ -10,17 +10,21 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from common.attacks.transfer import Transfer
 from common.metrics.comparison import Comparison, Summary
 from common.metrics.intervals import PER_CLASS
 from common.reporting import race_tables
+from common.reporting.attack_tables import transfer_share
 from common.reporting.evaluation_tables import SUMMARIES
 from common.reporting.learning_rate_tables import sweep_rows
 from common.reporting.strength_tables import MASKED, METRICS, UNITS
 from common.reporting.tables import with_interval
 from common.reporting.training_tables import (
+    MARK_LEGEND,
     RANKED_BY,
     comparison_columns,
     legend,
+    marked,
     ranked,
 )
 from common.training.recipe import option_name
@@ -148,9 +152,9 @@ def learning_rate_tables(record: Record) -> list[Table]:
     results = {result["rate"]: result for result in record["rates"]}
     verdicts = {rate: result["verdict"] for rate, result in results.items()}
     headers = ["learning rate", "loss of the first epoch", "of the last", "validation loss",
-               "balanced accuracy", "G-mean", "verdict"]  # fmt: skip
+               "G-mean", "verdict"]  # fmt: skip
     images = sum(record["data"]["validation_counts"])
-    notes = [f"Balanced accuracy and G-mean are on {images:,} validation images."]
+    notes = [f"Validation loss and G-mean are on {images:,} validation images."]
     if record["best_rate"] is not None:
         notes.append(f"The best rate by validation G-mean: {record['best_rate']:g}.")
     return [Table("Learning rates compared", headers, sweep_rows(results, verdicts), notes)]
@@ -158,22 +162,35 @@ def learning_rate_tables(record: Record) -> list[Table]:
 
 def attack_tables(record: Record) -> list[Table]:
     """Return what the attacks did to each network, of a record of adversarial.py."""
-    tables = []
+    tables, checkpoints = [], record["checkpoints"]
+    shown = {
+        network: marked(network, checkpoints[network]["trained_on_test"])
+        for network in record["curves"]
+    }
     for network, curves in record["curves"].items():
-        tables += _curve_tables(network, curves)
+        of_network = _curve_tables(network, curves)
         for norm, strength in record["strength"][network].items():
-            tables += _ensemble_tables(network, norm, strength)
-    tables.append(_smallest_noise(record["strength"]))
+            of_network += _ensemble_tables(network, norm, strength)
+        if checkpoints[network]["trained_on_test"]:
+            of_network = [t._replace(notes=[NOT_HELD_OUT, *t.notes]) for t in of_network]
+        tables += of_network
+    on_test = any(checkpoint["trained_on_test"] for checkpoint in checkpoints.values())
+    mark_legend = [MARK_LEGEND] if on_test else []
+    by_network = {shown[network]: each for network, each in record["strength"].items()}
+    tables.append(_smallest_noise(by_network, mark_legend))
     if transferred := record["transfer"]:
         rows = [
-            [name, *("-" if t["share"] is None else f"{t['share']:.3f}" for t in row.values())]
-            for name, row in transferred.items()
+            [shown[made_on]]
+            + [transfer_share(Transfer(t["fooled"], t["images"])) for t in row.values()]
+            for made_on, row in transferred.items()
         ]
         caption = (
-            f"Transfer: share of images, made on one network at epsilon"
-            f" {max(record['settings']['ensemble_epsilons']):g}/255, that fool another"
+            "Transfer: share of MI-FGSM's images, made on one network at epsilon"
+            f" {max(record['settings']['ensemble_epsilons']):g}/255, that fool another; of the"
+            " images that both have right, with 95% intervals"
         )
-        tables.append(Table(caption, ["made on, tried on", *transferred], rows))
+        headers = ["made on, tried on", *(shown[each] for each in transferred)]
+        tables.append(Table(caption, headers, rows, mark_legend))
     first, *_ = record["curves"]
     rows = [
         [name, f"{row['images']}",
@@ -285,7 +302,7 @@ def _ensemble_tables(network: str, norm: str, strength: dict[str, Any]) -> list[
     return tables
 
 
-def _smallest_noise(strengths: dict[str, Any]) -> Table:
+def _smallest_noise(strengths: dict[str, Any], more_notes: Sequence[str]) -> Table:
     columns, rows = {}, {}
     for network, by_norm in strengths.items():
         for norm, strength in by_norm.items():
@@ -299,6 +316,7 @@ def _smallest_noise(strengths: dict[str, Any]) -> Table:
     cells = list(zip(rows, images, *columns.values(), strict=True))
     caption = "Smallest noise that fools: median of each class, with 95% intervals"
     notes = ["0 for an image that is wrong without noise; inf where no noise was found."]
+    notes += more_notes
     return Table(caption, ["class", "images", *columns], cells, notes)
 
 

@@ -18,7 +18,7 @@ from common.reporting.tables import (
     side_by_side,
     with_interval,
 )
-from common.reporting.training_tables import images_legend
+from common.reporting.training_tables import images_legend, probability
 
 # By why there is no temperature.
 NO_TEMPERATURE = {
@@ -137,7 +137,7 @@ def differences_text(comparison: Comparison) -> str:
         for metric, title in zip(metrics, short_names(metrics, TITLE_WIDTH), strict=True)
     }
     best = {
-        f"P(best {metric})": [f"{row[metric].best:.2f}" for row in summaries.values()]
+        f"P(best {metric})": [probability(row[metric].best) for row in summaries.values()]
         for metric in ("accuracy", "balanced accuracy", "G-mean")
     }
     return "\n".join(
@@ -147,7 +147,7 @@ def differences_text(comparison: Comparison) -> str:
             "",
             *(fill(sentence, 80) for sentence in images_legend(comparison)),
             "",
-            "Probability that the network is the best of these, from the same draws:",
+            "Probability that the network is the best of those held out, from the same draws:",
             side_by_side(list(summaries), best),
         ]
     )

@@ -49,9 +49,10 @@ def report_race(
     comparison = compare(results, split.test.labels.numpy()) if results else None
     others = _not_compared(choices, finals, impossible)
     race = Race(comparison, choices, others, split, selection, passes)
-    saved = []
-    if comparison is not None:
-        figure = path.with_suffix(".png")
+    figure, saved = path.with_suffix(".png"), []
+    if comparison is None:
+        figure.unlink(missing_ok=True)  # of an earlier race
+    else:
         saved.append(recipes_compared(figure, comparison, RANKED_BY, split))
     saved.append(files.write_text(path.with_suffix(".md"), race_markdown(race)))
     both = [result for ended in (*grid.values(), *finals.values()) for _, result in ended]

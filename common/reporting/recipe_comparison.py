@@ -21,7 +21,8 @@ def report_comparison(
     """Save the comparison as `path`.png, .md and .json; return what to print and the paths.
 
     result_by_run: of each recipe the same seeds, in the same order. record: further arguments
-    of `files.save_result`. Nothing is saved if each recipe has a run that diverged.
+    of `files.save_result`. If each recipe has a run that diverged nothing is saved, and an
+    earlier comparison removed.
     """
     by_recipe: dict[str, list[dict[str, Any]]] = {}
     for run, result in result_by_run.items():
@@ -33,6 +34,8 @@ def report_comparison(
     diverged = {run.file: r["diverged"] for run, r in result_by_run.items() if r["diverged"]}
     lines += [fill(f"{file}: diverged, {message}", 80) for file, message in diverged.items()]
     if comparison is None:
+        for suffix in (".png", ".md", ".json"):
+            path.with_suffix(suffix).unlink(missing_ok=True)
         return "\n".join(lines), []
     lines += [f"{tables.compared_as_text(comparison)}\n\n{tables.legend_text(comparison)}"]
     saved = [

@@ -16,7 +16,7 @@ from common.metrics.report import Report
 from common.reporting.data_figures import class_counts
 from common.reporting.figures import colour, matrix, matrix_figure, new_figure, save
 from common.reporting.tables import shorten
-from common.reporting.training_tables import TRAINED_ON_TEST
+from common.reporting.training_tables import TRAINED_ON_TEST, mark_legend
 from common.training import losses
 from common.training.runs import Run
 
@@ -90,26 +90,36 @@ def loss(
 
 
 def run_figures(
-    folder: Path, run: Run, result: dict[str, Any], report: Report, split: Split
+    folder: Path, run: Run, result: dict[str, Any], report: Report | None, split: Split
 ) -> list[Path]:
-    """Save the loss, the drawn classes and the confusion matrix of a run; return the paths."""
-    path = f"{folder / 'train'}_{run.file}"
+    """Save the loss, the drawn classes and the confusion matrix of a run; return the paths.
+
+    report: on the test images, None if the run diverged: those of an earlier run are removed.
+    """
+    paths = [
+        folder / f"train_{run.file}_{kind}.png" for kind in ("loss", "counts", "confusion")
+    ]
+    if report is None:
+        for path in paths:
+            path.unlink(missing_ok=True)
+        return []
+    of_loss, of_counts, of_confusion = paths
     n = f"n = {sum(result['examples']):,} examples"
-    drawn = {"examples": result["examples"], "drawn in one epoch": result["drawn"]}
+    drawn = {"examples": result["examples"], "drawn in the first epoch": result["drawn"]}
     title = f"Confusion matrix of {run.name}"
     if result["trained_on_test"]:
         title += f" {TRAINED_ON_TEST}"
     return [
         loss(
-            Path(f"{path}_loss.png"),
+            of_loss,
             result["history"]["loss"],
             result["history"]["validation_loss"],
             losses.loss_title(run.recipe),
             f"Loss of {run.name}",
             f"{split.source}; {n}; seed {run.seed}",
         ),
-        class_counts(Path(f"{path}_counts.png"), drawn, split.classes, split.source),
-        confusion(Path(f"{path}_confusion.png"), report, title, split.source),
+        class_counts(of_counts, drawn, split.classes, split.source),
+        confusion(of_confusion, report, title, split.source),
     ]
 
 
@@ -122,12 +132,11 @@ def recipes_compared(path: Path, comparison: Comparison, metric: str, split: Spl
     ranked = sorted(summaries, key=lambda name: summaries[name][metric].mean)
     subject = f"the mean of {seeds} seeds" if seeds > 1 else "the test images, one seed"
     train, test = (len(part.labels) for part in (split.train, split.test))
-    figure = new_figure(
-        8,
-        1.6 + 0.3 * len(ranked),
-        f"{metric[0].upper()}{metric[1:]} of each recipe, 95% interval of {subject}",
-        f"{split.source}; n = {train:,} train, {test:,} test images",
+    caption = "; ".join(
+        [f"{split.source}; n = {train:,} train, {test:,} test images", *mark_legend(comparison)]
     )
+    title = f"{metric[0].upper()}{metric[1:]} of each recipe, 95% interval of {subject}"
+    figure = new_figure(8, 1.6 + 0.3 * len(ranked), title, caption)
     axes = figure.subplots()
     for row, name in enumerate(ranked):
         s = summaries[name][metric]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import replace
 from textwrap import fill
 from typing import Any
@@ -21,6 +21,7 @@ from common.reporting.tables import (
     short_names,
     shorten,
     side_by_side,
+    with_interval,
 )
 from common.training.recipe_record import command_line
 from common.training.recipes import RECIPES
@@ -53,25 +54,22 @@ def run_text(
     """
     lines = [
         f"== {run.name}, seed {run.seed} ==",
-        f"epochs {run.recipe.epochs}, batch {run.recipe.batch_size}, {result['seconds']:.0f} s",
+        f"{_epochs(run, result)}, batch {run.recipe.batch_size}, {result['seconds']:.0f} s",
     ]
     if "command" in result:
         lines.append(f"(trained before, by: {result['command']})")
     lines.append(f"Total: {sum(result['examples'])} examples")
     for title, counts in (
         ("examples", result["examples"]),
-        ("one epoch draws", result["drawn"]),
+        ("the first epoch draws", result["drawn"]),
     ):
         lines.append(fill(f"{title}: {_per_class(counts, split.classes)}", 80))
     if report is None:
         return "\n".join([*lines, fill(f"DIVERGED: {result['diverged']}", 80)])
     history = result["history"]
     lines.append(f"loss: first epoch {history['loss'][0]:.4f}, last {history['loss'][-1]:.4f}")
-    if history["validation_g_mean"]:
-        lines.append(
-            f"validation: loss {history['validation_loss'][-1]:.4f}, G-mean"
-            f" {history['validation_g_mean'][-1]:.3f} ({len(split.validation.labels)} images)"
-        )
+    if "validation" in result:  # of the network that is saved, not of the last epoch
+        lines.append(fill(_validation(result["validation"]), 80, subsequent_indent="  "))
     if whole_report:
         lines += [f"{NOT_HELD_OUT}\n"] if result["trained_on_test"] else []
         counts = split.train.counts(len(split.classes))
@@ -80,6 +78,22 @@ def run_text(
         lines.append(reports_compared({run.name: report}))
         lines += [TRAINED_ON_TEST] if result["trained_on_test"] else []
     return "\n".join(lines)
+
+
+def _epochs(run: Run, result: dict[str, Any]) -> str:
+    history, epochs = result["history"], run.recipe.epochs
+    if not history["best_epoch"]:
+        return f"epochs {epochs}"
+    trained, kept = len(history["loss"]), history["best_epoch"]
+    return f"epochs {trained} of at most {epochs}, of which {kept} is kept"
+
+
+def _validation(scores: dict[str, Any]) -> str:
+    shown = (
+        f"{title} {with_interval(scores[name], scores['intervals'][name])}"
+        for name, title in (("balanced_accuracy", "balanced accuracy"), ("g_mean", "G-mean"))
+    )
+    return f"{sum(scores['support'])} validation images: {', '.join(shown)}"
 
 
 def _per_class(counts: Sequence[int], classes: Sequence[str]) -> str:
@@ -99,12 +113,26 @@ def marked(name: str, trained_on_test: bool) -> str:
     return f"{name} !" if trained_on_test else name
 
 
+def marked_names(names: Sequence[str], on_test: Container[str], width: int) -> list[str]:
+    """Return names of at most `width` letters, all different, with the mark of `marked`.
+
+    on_test: the names of the networks that were trained on the test images.
+    """
+    short = short_names(names, width - len(marked("", True)))
+    return [marked(each, name in on_test) for each, name in zip(short, names, strict=True)]
+
+
 def cell(s: Summary) -> str:
     """Return mean, deviation and interval, and marks for significant differences."""
     deviation = "" if s.deviation is None else f" ±{s.deviation:.3f}".replace("0.", ".")
     low, high = s.interval
     marks = "*" * s.beyond_training + "†" * s.beyond_images
     return f"{s.mean:.3f}{deviation} [{low:.3f}, {high:.3f}]{marks}"
+
+
+def probability(p: float | None) -> str:
+    """Return P(best), "-" for a recipe that does not compete."""
+    return "-" if p is None else f"{p:.2f}"
 
 
 def comparison_columns(
@@ -119,7 +147,7 @@ def comparison_columns(
     for metric, title in zip(metrics, short_names(metrics, TITLE_WIDTH), strict=True):
         columns[title] = [cell(summaries[name][metric]) for name in names]
         if metric == ranked_by and len(names) > 1:
-            columns["P(best)"] = [f"{summaries[name][metric].best:.2f}" for name in names]
+            columns["P(best)"] = [probability(summaries[name][metric].best) for name in names]
     return columns
 
 
@@ -139,10 +167,10 @@ def legend(comparison: Comparison, ranked_by: str = RANKED_BY) -> list[str]:
         else "One seed: the intervals cover the draw of the test images, not the training's"
         " randomness; --seeds 5 trains with five seeds.",
     ]
-    if len(comparison.summaries) == 1:
-        return sentences + _mark_legend(comparison)
+    if not comparison.tests:  # nothing is held out but one recipe
+        return sentences + mark_legend(comparison)
     sentences.append(
-        f"P(best): the probability that no other row of the table has a higher {ranked_by},"
+        f"P(best): the probability that no other held-out row has a higher {ranked_by},"
         f" from draws {'that cover both' if seeds > 1 else 'of the test images'}."
     )
     if seeds > 1:
@@ -155,16 +183,19 @@ def legend(comparison: Comparison, ranked_by: str = RANKED_BY) -> list[str]:
 
 def images_legend(comparison: Comparison) -> list[str]:
     """Return what the marks † and ! mean, and how many tests the p of † is corrected for."""
+    if not comparison.tests:
+        return mark_legend(comparison)
     return [
         f"†: differs from {comparison.reference} by more than the chance in the draw of the"
         " test images (paired over images, seeds pooled); says nothing of other trainings.",
         f"{'Both: ' if comparison.seeds > 1 else ''}p < {SIGNIFICANT} after Holm's correction"
         f" over all {comparison.tests} tests of the table.",
-        *_mark_legend(comparison),
+        *mark_legend(comparison),
     ]
 
 
-def _mark_legend(comparison: Comparison) -> list[str]:
+def mark_legend(comparison: Comparison) -> list[str]:
+    """Return what the mark ! of a name means, if a name has it."""
     if not any(name.endswith(" !") for name in comparison.summaries):
         return []
     return [MARK_LEGEND]

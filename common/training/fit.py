@@ -229,12 +229,21 @@ def train_steps(
             yield train_on_batch(objective, ascent, x, y, *mixed)
 
 
-def require_finite(history: History, recipe: Recipe) -> None:
-    """Raise DivergedError if the loss stopped being finite."""
+def require_finite(history: History, recipe: Recipe, loss: str = "the loss") -> None:
+    """Raise DivergedError if the loss stopped being finite. loss: what the message calls it."""
     if history.diverged_at:
         raise DivergedError(
-            f"the loss is not finite at step {history.diverged_at};"
+            f"{loss} is not finite at step {history.diverged_at};"
             f" take a --learning-rate below {recipe.learning_rate:g}"
+        )
+
+
+def require_finite_logits(logits: torch.Tensor, recipe: Recipe) -> None:
+    """Raise DivergedError unless logits are finite: those after the last step have no loss."""
+    if not logits.isfinite().all():
+        raise DivergedError(
+            "the network's logits are not finite after the last step; take a --learning-rate"
+            f" below {recipe.learning_rate:g}"
         )
 
 

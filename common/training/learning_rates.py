@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -47,11 +46,13 @@ def start_loss(
     With the draws, dropout, mixing and augmentation of training, it is comparable with the
     losses of the epochs. `network` stays as it is.
     """
-    steps = -(-len(examples.labels) // recipe.batch_size)
+    n = len(examples.labels)
+    sizes = torch.arange(n).split(recipe.batch_size)
     still = replace(recipe, learning_rate=0.0)
     with torch_seed(seed, device), flush_denormals():
         losses = _train_copy(network, examples, still, 1.0, seed=seed, device=device)
-        return torch.stack(list(itertools.islice(losses, steps))).mean().item()
+        total = sum(len(s) * loss.item() for s, loss in zip(sizes, losses, strict=False))
+        return total / n
 
 
 def verdict(start: float, history: dict[str, Any], lowest: float) -> str:
@@ -90,10 +91,16 @@ def judge(start: float, result_by_rate: dict[float, dict[str, Any]]) -> dict[flo
     }
 
 
+def validation_loss(result: dict[str, Any]) -> float:
+    """Return the validation loss of a run after its last epoch, or the one that it kept."""
+    kept = result["history"]["best_epoch"]  # from 1
+    return result["history"]["validation_loss"][kept - 1 if kept else -1]
+
+
 def best_rate(result_by_rate: dict[float, dict[str, Any]]) -> float | None:
     """Return the rate with the best validation G-mean, and of equals the lowest loss."""
     scores = {
-        rate: (result["validation"]["g_mean"], -result["history"]["validation_loss"][-1])
+        rate: (result["validation"]["g_mean"], -validation_loss(result))
         for rate, result in result_by_rate.items()
         if not result["diverged"]
     }

@@ -74,5 +74,5 @@ def apply(
             seed=seed, device=device, name=f"{name} crt", state_file=state_file,
         )  # fmt: skip
         network.requires_grad_(True)
-        require_finite(history, balanced)
+        require_finite(history, balanced, "the loss of crt")
     return {}

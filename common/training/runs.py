@@ -30,6 +30,7 @@ from common.training.fit import (
     make_deterministic,
     precision,
     require_finite,
+    require_finite_logits,
 )
 from common.training.log import TrainingLog, remove_log
 from common.training.progress import StateFile
@@ -135,14 +136,18 @@ def train_run(
             trained, examples, judges, ready.recipe,
             state_file=crt_state, **arguments_of_fit,
         )  # fmt: skip
+        parts = {"validation": ready.validation, "report": ready.test}
+        parts = {name: part for name, part in parts.items() if len(part.labels)}
+        logits = {name: predict(trained, part.images) for name, part in parts.items()}
+        for each in logits.values():
+            require_finite_logits(each, recipe)
     except DivergedError as error:
         return result | {"diverged": str(error), "seconds": seconds()}, None
-    for name, part in (("validation", ready.validation), ("report", ready.test)):
-        if len(part.labels):
-            predictions = predict(trained, part.images).argmax(1)
-            result[name] = report(part.labels, predictions, split.classes).as_dict()
-            if name == "report":
-                result["test_predictions"] = _as_text(predictions)
+    for name, part in parts.items():
+        predictions = logits[name].argmax(1)
+        result[name] = report(part.labels, predictions, split.classes).as_dict()
+        if name == "report":
+            result["test_predictions"] = _as_text(predictions)
     checkpoint = {
         "network": ready.network.cpu(),
         "architecture": recipe.network,

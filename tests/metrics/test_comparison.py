@@ -44,6 +44,7 @@ def run_of(predictions, labels=LABELS, classes=CLASSES):
     """Return the result of a run with these predictions (N,)."""
     return {
         "diverged": None,
+        "trained_on_test": False,
         "report": report(labels, predictions, classes).as_dict(),
         "test_predictions": " ".join(map(str, predictions)),
     }
@@ -384,6 +385,34 @@ def test_the_probabilities_of_being_the_best_sum_to_1():
         best = {name: row[title].best for name, row in COMPARISON.summaries.items()}
         assert sum(best.values()) == pytest.approx(1)
         assert best["better"] > 0.9, title
+
+
+@pytest.mark.parametrize("position", [0, 1, 2])
+def test_a_recipe_that_is_trained_on_the_test_images_does_not_compete(position):
+    leaked = [run | {"trained_on_test": True} for run in RESULTS["better"]]
+    pairs = list({name: RESULTS[name] for name in ("plain", "better")}.items())
+    pairs.insert(position, ("leaked", leaked))
+    comparison = compare(dict(pairs), LABELS)
+    without = compare({name: runs for name, runs in pairs if name != "leaked"}, LABELS)
+    assert comparison.reference == "plain"
+    assert comparison.tests == without.tests
+    assert list(comparison.summaries) == [name for name, _ in pairs]
+    for title, summary in comparison.summaries["leaked"].items():
+        assert summary.best is summary.p_training is summary.p_images is None
+        assert summary.mean == comparison.summaries["better"][title].mean
+        assert summary.difference == comparison.summaries["better"][title].difference
+    for title, summary in comparison.summaries["better"].items():
+        assert summary.p_training == without.summaries["better"][title].p_training
+        assert summary.best == pytest.approx(without.summaries["better"][title].best, abs=0.02)
+
+
+def test_recipes_that_are_all_trained_on_the_test_images_are_compared():
+    leaked = {
+        name: [run | {"trained_on_test": True} for run in RESULTS[name]]
+        for name in ("plain", "better")
+    }
+    honest = {name: RESULTS[name] for name in leaked}
+    assert compare(leaked, LABELS) == compare(honest, LABELS)
 
 
 @pytest.mark.parametrize("seeds", [1, 5])

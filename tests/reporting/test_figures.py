@@ -51,6 +51,7 @@ COUNTS = {"train": [30, 12, 6]}
 PICTURE = PART.images[0] / 255
 RUN = {
     "diverged": None,
+    "trained_on_test": False,
     "report": REPORT.as_dict(),
     "test_predictions": " ".join(map(str, PART.labels.flip(0).tolist())),
 }
@@ -389,10 +390,10 @@ def test_the_figures_of_runs_and_sweeps_name_the_loss_of_the_recipe(monkeypatch,
         Figure, "savefig", lambda self, path: figures.append(self) or save(self, path)
     )
     recipe = Recipe(loss="focal")
-    history = {"loss": [2.0, 1.0], "validation_loss": [1.5, 1.2]}
+    history = {"loss": [2.0, 1.0], "validation_loss": [1.5, 1.2], "best_epoch": None}
     result = RUN | {
         "examples": [30, 12, 6], "drawn": [16, 16, 16], "history": history,
-        "trained_on_test": False, "validation": {"g_mean": 0.5},
+        "trained_on_test": False, "validation": REPORT.as_dict(),
     }  # fmt: skip
     run = Run("focal", recipe, 0)
     training_figures.run_figures(tmp_path, run, result, REPORT, SPLIT)
@@ -425,7 +426,7 @@ def test_a_row_with_nothing_to_show_is_named(monkeypatch):
     attack_pictures.save_figures(
         "a", subject, {"net": measured}, {}, {"zeros start": {"images": 6}}, {},
         pairs=[(0, 2), (1, 0)], c=0.1, norm="l1", steps=1, epsilon=8, epsilons=[],
-        transfer_epsilon=4,
+        transfer_epsilon=4, on_test=[],
     )  # fmt: skip
     assert captions["a_fgsm"].endswith("; none to show of: truck, cat")
     assert captions["a_noise"].endswith("; none to show of: truck to car")

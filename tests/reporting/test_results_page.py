@@ -19,7 +19,9 @@ from PIL import Image
 
 from common.errors import OutputError
 from common.files import _digest, save_result
+from common.metrics.intervals import proportion_interval
 from common.reporting.results_page import write_results_page
+from common.reporting.strength_tables import MASKED
 
 STAGES = ("The data", "Evaluation", "Recipes compared", "Learning rates", "Attacks")
 HOSTILE = "</td><script>console.error(1)</script>\"'&lt;\u202eabc\x1b" + 200 * "W"
@@ -91,7 +93,7 @@ def records(classes=("car", "truck", "cat"), recipes=("original", "smote", "samp
     def strength():
         median, interval = numbers.one()
         return {
-            "attacked": 599, "masked": False,
+            "attacked": 599, "masked": True,
             "smallest_noise": {
                 name: {"median": median, "interval": interval, "images": 7} for name in classes
             },
@@ -105,12 +107,18 @@ def records(classes=("car", "truck", "cat"), recipes=("original", "smote", "samp
         classes, ("mean_average_precision", "brier", "ece"),
         ("average_precision", "class_brier", "class_ece"),
     )  # fmt: skip
+
+    def transfer(fooled, images):
+        interval = proportion_interval(fooled, images) if images else None
+        share = fooled / images if images else None
+        return {"fooled": fooled, "images": images, "share": share, "interval": interval}
+
     median, _ = numbers.one()
     point = {"learning_rate": 0.3, "value": 0.75, "balanced_accuracy": 0.6543}
     rate = {
         "rate": 0.005, "verdict": "good", "diverged": None,
-        "history": {"loss": [1.25, 0.75], "validation_loss": [0.875]},
-        "validation": {"balanced_accuracy": 0.4321, "g_mean": 0.3219},
+        "history": {"loss": [1.25, 0.75], "validation_loss": [0.875], "best_epoch": None},
+        "validation": {"g_mean": 0.3219, "intervals": {"g_mean": [0.3126, 0.3345]}},
     }  # fmt: skip
     pairs = [{"second_part": part, "second_index": i} for part, i in
              (("test", 4), ("test", 4), ("test", 6), ("train", 9))]  # fmt: skip
@@ -142,9 +150,10 @@ def records(classes=("car", "truck", "cat"), recipes=("original", "smote", "samp
             },
             "strength": {name: {"linf": each} for name, each in by_network.items()},
             "transfer": {
-                a: {b: {"share": 0.125 if a == b else None} for b in by_network}
+                a: {b: transfer(5, 40) if a == b else transfer(0, 0) for b in by_network}
                 for a in by_network
             },
+            "checkpoints": {name: {"trained_on_test": name == "robust"} for name in by_network},
             "noise": {"zeros start": {
                 "fooled": 3, "images": 4, "interval": [0.284, 0.972],
                 "medians": {"L1": median, "L2": None, "Linf": 0.25},
@@ -291,7 +300,7 @@ def test_tables_hold_the_numbers_of_the_result_files(tmp_path):
         ["none", "0.3", "weight-decay", "0.75", "0.654"], ["tau", "-", "tau", "-", "-"],
     ]  # fmt: skip
     assert tables["Learning rates compared"][1] == [
-        "0.005", "1.2500", "0.7500", "0.8750", "0.432", "0.322", "good",
+        "0.005", "1.250", "0.750", "0.875", "0.322 [0.313, 0.335]", "good",
     ]  # fmt: skip
     assert tables["What the range test found"][1][1] == "0.012"
     attacked = given["adversarial_best"]
@@ -305,7 +314,11 @@ def test_tables_hold_the_numbers_of_the_result_files(tmp_path):
     rows = tables["best: ensemble of attacks at epsilon 8 (L-infinity, 1/255)"]
     assert rows[2][:3] == ["in 8 bits", "40", shown(r["accuracy"], r["intervals"]["accuracy"])]
     noise = attacked["strength"]["robust"]["linf"]["smallest_noise"]["cat"]
+    [rows] = [table for caption, table in tables.items() if caption.startswith("Transfer: ")]
+    assert rows[0] == ["made on, tried on", "best", "robust !"]
+    assert rows[1] == ["best", shown(5 / 40, proportion_interval(5, 40)), "-"]
     rows = tables["Smallest noise that fools: median of each class, with 95% intervals"]
+    assert rows[0][3] == "robust !, L-infinity (1/255)"
     assert rows[3] == ["cat", "7", rows[3][2], shown(noise["median"], noise["interval"])]
     caption = "Each image at each epsilon, with the predicted class and its probability"
     assert tables[caption] == [
@@ -313,6 +326,22 @@ def test_tables_hold_the_numbers_of_the_result_files(tmp_path):
         ["car 1", "car, 98%", "car, 50%", "truck, 75% (wrong)"],
         ["truck 1", "truck, 90%", "truck, 80%", "truck, 70%"],
     ]  # fmt: skip
+
+
+def test_masked_gradients_and_networks_trained_on_the_test_images_are_named(tmp_path):
+    record = records()["adversarial_best"]
+    save(tmp_path, "adversarial_best", record)
+    text = Parsed(write_results_page(tmp_path)).text
+    assert MASKED in text
+    assert "!: trained on the test images too" in text
+    assert "Trained on these test images" in text
+    for network in record["strength"]:
+        record["strength"][network]["linf"]["masked"] = False
+        record["checkpoints"][network]["trained_on_test"] = False
+    save(tmp_path, "adversarial_best", record)
+    text = Parsed(write_results_page(tmp_path)).text
+    assert MASKED not in text
+    assert "rained on the" not in text
 
 
 def test_noise_that_nobody_found_is_infinite(tmp_path):

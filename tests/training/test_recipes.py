@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from common.errors import InputError
 from common.training.recipes import LINEAR_PROBE, RECIPES, select, variant_name
 
 
@@ -26,6 +27,14 @@ from common.training.recipes import LINEAR_PROBE, RECIPES, select, variant_name
 )
 def test_a_variant_has_a_name_that_a_file_can_have(changes, name):
     assert variant_name("linear-probe", replace(LINEAR_PROBE, **changes)) == name
+
+
+def test_a_remedy_of_the_race_is_told_from_a_recipe():
+    with pytest.raises(
+        InputError, match=r"train\.py resnet9 --weight-decay 0\.002 --loss vs --tau"
+    ):
+        select(["vs"], {})
+    assert select(["mixup"], {})  # also a recipe, of the reports' network
 
 
 def test_the_linear_probe_trains_a_balanced_head_on_published_features():

@@ -190,6 +190,16 @@ def test_jobs_in_processes_give_the_same_weights(split, tmp_path):
     assert [each for each, _ in ended] == runs
 
 
+@pytest.mark.parametrize("results_only", [False, True])
+def test_divergence_in_the_last_step_is_noticed_without_a_loss_after_it(
+    train, split, results_only
+):
+    wild = run("wild", learning_rate=1e30, batch_size=len(split.train.labels))  # one step
+    result = train(wild, results_only=results_only)["wild"]
+    assert "not finite" in result["diverged"]
+    assert "report" not in result
+
+
 def test_a_diverged_run_is_marked_and_the_others_go_on(train, trained, tmp_path):
     train(run("wild"))
     results = train(run("wild", learning_rate=1e10), run())
