@@ -171,8 +171,8 @@ def add_images(parser: argparse.ArgumentParser) -> None:
     add("--memory", type=byte_count, default="2G", metavar="SIZE",
         help="images that would take more are kept in a file in data/ (default: %(default)s)")
     add("--validation", type=SHARE, default=0.0, metavar="SHARE",
-        help="stratified share of the train images to hold out (default: %(default)s; with"
-        " --patience at least 0.1)")
+        help="stratified share of the train images to hold out (default: %(default)s, with"
+        " --patience 0.1)")
     add("--split-seed", type=SEED, default=0, metavar="N",
         help="seed of the draw of images (default: %(default)s)")
     add("--label-noise", nargs="+", type=class_share, default=(), metavar="CLASS:SHARE",

@@ -161,9 +161,8 @@ def compare_predictions(
     neither the reference nor the best, and no test is made of them.
     """
     names = list(reports)
-    competing = [n for n, name in enumerate(names) if name not in on_test] or [
-        *range(len(names))
-    ]
+    held_out = [n for n, name in enumerate(names) if name not in on_test]
+    competing = held_out or list(range(len(names)))
     first = competing[0]
     reference, seeds = names[first], len(reports[names[first]])
     metrics = [[metrics_of(report) for report in runs] for runs in reports.values()]

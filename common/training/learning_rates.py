@@ -47,12 +47,11 @@ def start_loss(
     losses of the epochs. `network` stays as it is.
     """
     n = len(examples.labels)
-    sizes = torch.arange(n).split(recipe.batch_size)
+    sizes = [len(batch) for batch in torch.arange(n).split(recipe.batch_size)]
     still = replace(recipe, learning_rate=0.0)
     with torch_seed(seed, device), flush_denormals():
         losses = _train_copy(network, examples, still, 1.0, seed=seed, device=device)
-        total = sum(len(s) * loss.item() for s, loss in zip(sizes, losses, strict=False))
-        return total / n
+        return sum(size * loss.item() for size, loss in zip(sizes, losses, strict=False)) / n
 
 
 def verdict(start: float, history: dict[str, Any], lowest: float) -> str:
