@@ -4,6 +4,10 @@ Images larger than 32x32 are reduced to that for near duplicates, since the thre
 measured there. The search reduces every image to a blurred thumbnail; pairs of images with
 similar thumbnails, one of them mirrored or not, are candidates. The check then compares each
 candidate pair at every shift of up to one pixel.
+
+Thousands of frames of one scene have millions of pairs. Once pairs have connected a large
+group of images, further candidates within it are neither checked nor returned, so a pair that
+was found is not checked mirrored. The groups, and which images have a duplicate, are exact.
 """
 
 import hashlib
@@ -34,6 +38,9 @@ BLUR = 5  # pixels: the side of the box filter before the reduction, so that shi
 UNIFORM_STD = 1.0
 # Above the rounding error of float32, and above 0, which only identical pixels have.
 MIN_NEAR_DISTANCE = 1e-6
+# Of a group of at most so many images all pairs are returned. The largest group among the cars,
+# trucks and cats of CIFAR-10 has 64 images, with 195 pairs.
+LARGE_GROUP = 100
 COLUMNS = (
     "first_part", "first_index", "first_file", "first_label",
     "second_part", "second_index", "second_file", "second_label",
@@ -61,13 +68,15 @@ class Pair(NamedTuple):
         return self.distance == 0
 
 
-def between(a: Images, b: Images) -> list[Pair]:
+def between(a: Images, b: Images, complete: int = LARGE_GROUP) -> list[Pair]:
     """Return the duplicates with one image in a and one in b, the most similar first.
 
     a: uint8 (N, 3, S, S), b: uint8 (M, 3, S, S). Near duplicates are within THRESHOLD; an
     almost uniform image (see UNIFORM_STD) has exact duplicates only. Copies with identical
     pixels are not all paired with each other: each copy in a is paired with the first of the
-    copies in b, and each in b with the first in a.
+    copies in b, and each in b with the first in a. Images with different pixels, of a and b
+    together, that such pairs connect are a group: of a group of at most `complete` images all
+    pairs are returned, of a larger one at least as many as connect its images.
     """
     (copies_a, a), (copies_b, b) = _originals(a), _originals(b)
     position_of = {digest: j for j, digest in enumerate(copies_b)}
@@ -78,23 +87,24 @@ def between(a: Images, b: Images) -> list[Pair]:
     ]
     positions_a, positions_b = list(copies_a.values()), list(copies_b.values())
     pairs = []
-    for pair in [*identical, *_near_of_originals(a, b, {pair[:2] for pair in identical})]:
+    for pair in [*identical, *_near_of_originals(a, b, complete, {p[:2] for p in identical})]:
         first, second = positions_a[pair.first], positions_b[pair.second]
         pairs += [pair._replace(first=i, second=second[0]) for i in first]
         pairs += [pair._replace(first=first[0], second=j) for j in second[1:]]
     return sorted(pairs, key=_most_similar_first)
 
 
-def within(images: Images) -> list[Pair]:
+def within(images: Images, complete: int = LARGE_GROUP) -> list[Pair]:
     """Return the duplicates among images, uint8 (N, 3, S, S), with first < second.
 
     Of images with identical pixels each is paired with the first, and only that with others.
+    complete: as for `between`.
     """
     copies, originals = _originals(images)
     positions = list(copies.values())
     pairs = [
         pair._replace(first=positions[pair.first][0], second=positions[pair.second][0])
-        for pair in _near_of_originals(originals)
+        for pair in _near_of_originals(originals, None, complete)
     ]
     pairs += [Pair(first, i, 0.0, False) for first, *others in positions for i in others]
     return sorted(pairs, key=_most_similar_first)
@@ -102,7 +112,7 @@ def within(images: Images) -> list[Pair]:
 
 def leaks(train_images: Images, test_images: Images) -> torch.Tensor:
     """Return the sorted positions, int64, of train images with a duplicate in the test part."""
-    found = {pair.first for pair in between(train_images, test_images)}
+    found = {pair.first for pair in between(train_images, test_images, complete=1)}
     return torch.tensor(sorted(found), dtype=torch.int64)
 
 
@@ -151,25 +161,51 @@ def _originals(images: Images) -> tuple[dict[bytes, list[int]], Images]:
 
 
 def _near_of_originals(
-    a: Images, b: Images | None = None, identical: Container[tuple[int, int]] = ()
+    a: Images,
+    b: Images | None,
+    complete: int,
+    identical: Container[tuple[int, int]] = (),
 ) -> Iterable[Pair]:
     """Return the near duplicates of a and b, each pair once, but those that are identical.
 
     No two images of a, and no two of b, have identical pixels. Without b: those within a, with
-    first < second.
+    first < second. Not all pairs of groups of more than `complete` images.
     """
     same, a = b is None, _reduced(a)
     b = a if same else _reduced(b)
+    groups = _Groups(len(a) if same else len(a) + len(b), complete)
     closest: dict[tuple[int, int], Pair] = {}
     # The order matters: of equal distances the first wins, so a symmetrical image does not
     # count as mirrored.
-    for pair in (*_near(a, b, same, False), *_near(a, b, same, True)):
+    for pair in (*_near(a, b, same, False, groups), *_near(a, b, same, True, groups)):
         key = (pair.first, pair.second)
         if key not in identical and (
             key not in closest or pair.distance < closest[key].distance
         ):
             closest[key] = pair
     return closest.values()
+
+
+class _Groups:
+    """Groups of the images that pairs connect, each image alone at first.
+
+    of: the number of each image's group, (n,). sizes: of the groups, by their numbers.
+    complete: in larger groups, pairs of connected images are needless.
+    """
+
+    def __init__(self, n: int, complete: int) -> None:
+        self.of, self.sizes = np.arange(n), np.ones(n, np.int64)
+        self.complete = complete
+
+    def connect(self, i: int, j: int) -> None:
+        kept, merged = self.of[i], self.of[j]
+        if kept != merged:
+            self.of[self.of == merged] = kept
+            self.sizes[kept] += self.sizes[merged]
+
+    def need(self, i: np.ndarray, j: np.ndarray) -> np.ndarray:
+        """Return which pairs are not needless, bool (m,), of the images i and j, (m,) each."""
+        return (self.of[i] != self.of[j]) | (self.sizes[self.of[i]] <= self.complete)
 
 
 def _digests(images: Images) -> Iterator[bytes]:
@@ -195,22 +231,37 @@ def _reduced(images: Images) -> np.ndarray:
     return reduced
 
 
-def _near(a: np.ndarray, b: np.ndarray, same: bool, mirrored: bool) -> Iterator[Pair]:
-    """Yield the pairs within THRESHOLD; `mirrored`: with the images of b mirrored."""
+def _near(
+    a: np.ndarray, b: np.ndarray, same: bool, mirrored: bool, groups: _Groups
+) -> Iterator[Pair]:
+    """Yield the pairs within THRESHOLD; `mirrored`: with the images of b mirrored.
+
+    groups: of the images of a, followed by those of b if not `same`. The pairs that are found
+    connect them, and needless pairs are left out.
+    """
     if mirrored:
         b = b[..., ::-1]
+    offset = 0 if same else len(a)
     thumbnails_a, thumbnails_b = _thumbnails(a), _thumbnails(b)
+    generator = np.random.default_rng(0)
     for start in range(0, len(a), CHUNK):
         correlation = thumbnails_a[start : start + CHUNK] @ thumbnails_b.T
         candidates = correlation > 1 - THUMBNAIL_THRESHOLD
         if same:
             candidates = np.triu(candidates, start + 1)
-        first, second = candidates.nonzero()
+        # In random order, since one image's pairs with a group, side by side, would all be
+        # checked before the first of them makes the others needless.
+        first, second = generator.permutation(np.argwhere(candidates)).T
         first += start
         for k in range(0, len(first), CHUNK):
             i, j = first[k : k + CHUNK], second[k : k + CHUNK]
+            needed = groups.need(i, j + offset)
+            if not needed.any():
+                continue
+            i, j = i[needed], j[needed]
             distances = _distances(a[i], b[j])
             for n in np.flatnonzero(distances <= THRESHOLD):
+                groups.connect(i[n], j[n] + offset)
                 yield Pair(int(i[n]), int(j[n]), float(distances[n]), mirrored)
 
 

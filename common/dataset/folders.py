@@ -318,7 +318,7 @@ def _read_and_split(
     _require_two_of_each(entries, classes)
     row_of = {i: row for row, i in enumerate(kept.tolist())}
     pairs = [(row_of[i], row_of[j]) for i, j in groups if i in row_of and j in row_of]
-    pairs += [(pair.first, pair.second) for pair in duplicates.within(images)]
+    pairs += [pair[:2] for pair in duplicates.within(images, complete=1)]
     labels, group_of = _labels(entries), connected_groups(len(entries), pairs)
     share = TEST_SHARE if request.test_share is None else request.test_share
     test, impossible = hold_out(labels, group_of, share, request.seed)

@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from common.dataset.duplicates import LARGE_GROUP
 from common.dataset.label_fixes import Suspect
 from common.dataset.split import Split
+from common.dataset.stratified import connected_groups
 from common.inspection.data_statistics import OUTLIER_DISTANCE
 from common.inspection.label_audit import CAUTION, Audit
 from common.inspection.overview import Overview
@@ -128,8 +130,11 @@ def _counts(by_part: dict[str, Sequence[int]], classes: Sequence[str]) -> str:
 
 
 def duplicates_text(rows: Sequence[dict[str, Any]]) -> str:
-    """Return how many pairs of duplicates there are, within and between the parts."""
-    cells = []
+    """Return how many pairs of duplicates there are, within and between the parts.
+
+    Of groups that are so large that pairs may be left out, the number of images is added.
+    """
+    cells, notes = [], []
     for name, parts in (
         ("within train", ("train", "train")),
         ("train and test", ("train", "test")),
@@ -138,12 +143,32 @@ def duplicates_text(rows: Sequence[dict[str, Any]]) -> str:
         exact = sum(r["kind"] == "exact" for r in pairs)
         conflicts = sum(r["conflict"] == "yes" for r in pairs)
         cells.append([name, str(exact), str(len(pairs) - exact), str(conflicts)])
+        if n := _images_in_large_groups(pairs):
+            in_groups = f"{n:,} images in groups of over {LARGE_GROUP}"
+            notes.append(f"{name}: {in_groups}; pairs may be left out")
     leaks = [r for r in rows if r["second_part"] == "test"]
     test, train = (len({r[f"{side}_index"] for r in leaks}) for side in ("second", "first"))
-    return (
-        text_table(["duplicate pairs", "exact", "near", "conflicting labels"], cells)
-        + f"\nTest images that train images show as well: {test} (shown by {train})"
+    return "\n".join(
+        [
+            text_table(["duplicate pairs", "exact", "near", "conflicting labels"], cells),
+            *notes,
+            f"Test images that train images show as well: {test} (shown by {train})",
+        ]
     )
+
+
+def _images_in_large_groups(rows: Sequence[dict[str, Any]]) -> int:
+    """Return how many images lie in groups of over LARGE_GROUP that pairs connect."""
+    position = {}
+    pairs = [
+        [
+            position.setdefault((row[f"{side}_part"], row[f"{side}_index"]), len(position))
+            for side in ("first", "second")
+        ]
+        for row in rows
+    ]
+    sizes = np.bincount(connected_groups(len(position), pairs))
+    return int(sizes[sizes > LARGE_GROUP].sum())
 
 
 def audit_text(

@@ -10,7 +10,8 @@ from conftest import EMPTY
 from PIL import Image
 
 from common.dataset import duplicates, synthetic
-from common.dataset.duplicates import MIN_NEAR_DISTANCE, THRESHOLD, Pair
+from common.dataset.duplicates import LARGE_GROUP, MIN_NEAR_DISTANCE, THRESHOLD, Pair
+from common.dataset.stratified import connected_groups
 
 
 def drawings(n, seed=0):
@@ -226,3 +227,81 @@ def test_images_of_another_size_are_compared_whole():
     images[5, :, :8, :8] = 0
     found = {(pair.first, pair.second): pair.mirrored for pair in duplicates.within(images)}
     assert found == {(2, 3): True, (4, 5): False}
+
+
+def frames(n, seed=0):
+    """Return frames of one scene, uint8 (n, 3, 32, 32): a drawing, and noise in each."""
+    noise = torch.randn(n, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
+    return (drawings(1) + 4 * noise).clamp(0, 255).to(torch.uint8)
+
+
+def changing_scenes(seed):
+    """Return three scenes that change, frame by frame, in random order, and three copies.
+
+    Frames resemble the next ones, not all of their scene; a third of them is mirrored.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    x = []
+    for k in range(3):
+        first, last = drawings(2, seed=3 * seed + k).float()
+        x += [first + (last - first) * t for t in torch.linspace(0, 1, 16)]
+    x = torch.stack(x).round().to(torch.uint8)
+    mirrored = torch.rand(len(x), generator=generator) < 1 / 3
+    x[mirrored] = x[mirrored].flip(3)
+    x = torch.cat([x, x[:3]])
+    return x[torch.randperm(len(x), generator=generator)]
+
+
+def groups_of(pairs, n, offset=0):
+    return connected_groups(n, [(p.first, p.second + offset) for p in pairs]).tolist()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_groups_and_leaks_do_not_depend_on_the_pairs_that_are_left_out(monkeypatch, seed):
+    x = changing_scenes(seed)
+    a, b = x.split([30, len(x) - 30])
+    pairs = duplicates.within(x, complete=len(x))
+    crossing = duplicates.between(a, b, complete=len(x))
+    monkeypatch.setattr(duplicates, "CHUNK", 4)
+    for complete in (1, 6):
+        fewer = duplicates.within(x, complete)
+        assert {p[:2] for p in fewer} < {p[:2] for p in pairs}
+        assert groups_of(fewer, len(x)) == groups_of(pairs, len(x))
+        fewer = duplicates.between(a, b, complete)
+        assert {p[:2] for p in fewer} < {p[:2] for p in crossing}
+        assert groups_of(fewer, len(x), 30) == groups_of(crossing, len(x), 30)
+        for side in ("first", "second"):
+            ends = [{getattr(p, side) for p in found} for found in (fewer, crossing)]
+            assert ends[0] == ends[1]
+    assert duplicates.leaks(a, b).tolist() == sorted({p.first for p in crossing})
+
+
+def test_pairs_are_left_out_of_large_groups_only(monkeypatch):
+    monkeypatch.setattr(duplicates, "CHUNK", 4)
+    n = 12
+    every = list(itertools.combinations(range(n), 2))
+    x = torch.cat([frames(n), drawings(2, seed=5)])
+    assert sorted(p[:2] for p in duplicates.within(x, complete=n)) == every
+    assert n - 1 <= len(duplicates.within(x, complete=n - 1)) < len(every)
+    half = n // 2
+    a, b = x[:half], x[half:]
+    assert len(duplicates.between(a, b, complete=n)) == half**2
+    assert n - 1 <= len(duplicates.between(a, b, complete=n - 1)) < half**2
+
+
+@pytest.mark.parametrize("complete", [1, LARGE_GROUP])
+def test_a_scene_takes_about_as_many_comparisons_as_it_has_frames(monkeypatch, complete):
+    compared = []
+    distances = duplicates._distances
+    monkeypatch.setattr(
+        duplicates, "_distances", lambda a, b: compared.append(len(a)) or distances(a, b)
+    )
+    n = 150
+    for search, most in (
+        (lambda: duplicates.within(frames(n), complete), 2 * n),
+        (lambda: duplicates.between(frames(n), frames(n, seed=1), complete), 2 * 2 * n),
+    ):
+        pairs = search()
+        assert len(pairs) <= sum(compared) <= most
+        assert all(0 < pair.distance <= THRESHOLD for pair in pairs)
+        compared.clear()

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from common.dataset import CIFAR10_CLASSES, folders
+from common.dataset import CIFAR10_CLASSES, duplicates, folders
 from common.dataset import load as loader
 from common.dataset.image_files import read_image
 from common.errors import InputError
@@ -190,6 +190,20 @@ def test_near_duplicates_stay_on_one_side(photos, load):
             copies = {f"boat/{name}{k}" for name in "abcde"}
             assert left & copies in (set(), copies)
     assert sides == {0, 5}
+
+
+def test_frames_of_a_scene_are_not_all_compared_with_each_other(photos, load, monkeypatch):
+    scene, rng, n = np.asarray(picture(100, 24, 24)), np.random.default_rng(0), 60
+    for k in range(n):
+        frame = scene + rng.normal(0, 4, scene.shape)
+        Image.fromarray(frame.clip(0, 255).astype(np.uint8)).save(photos / f"boat/a{k}.png")
+    compared, distances = [], duplicates._distances
+    monkeypatch.setattr(
+        duplicates, "_distances", lambda a, b: compared.append(len(a)) or distances(a, b)
+    )
+    split = load(photos)
+    assert not any(file.startswith("boat/a") for file in split.test_files)
+    assert n - 1 <= sum(compared) < 4 * n  # of 1,770 pairs
 
 
 def write_groups(path, rows, columns=("file", "group")):

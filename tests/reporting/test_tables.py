@@ -9,6 +9,7 @@ import torch
 from conftest import EMPTY, random_part
 
 from common.attacks.robustness import AttackCurve, AttackResult
+from common.dataset.duplicates import LARGE_GROUP, Pair, rows
 from common.dataset.label_fixes import Suspect
 from common.dataset.split import Split
 from common.inspection.label_audit import Audit
@@ -17,7 +18,13 @@ from common.metrics.comparison import Comparison, Summary, compare_predictions
 from common.metrics.probabilities import judge
 from common.metrics.report import report
 from common.reporting.attack_tables import curve_text
-from common.reporting.data_tables import audit_text, overview_text, planted_text, split_text
+from common.reporting.data_tables import (
+    audit_text,
+    duplicates_text,
+    overview_text,
+    planted_text,
+    split_text,
+)
 from common.reporting.evaluation_tables import reading, report_text, reports_compared
 from common.reporting.probability_tables import differences_text, probabilities_text
 from common.reporting.training_tables import (
@@ -55,6 +62,29 @@ def test_changes_of_the_train_labels_are_printed(changes, lines):
     split = Split(random_part((3, 2, 2)), EMPTY, EMPTY, CLASSES, "a source", "a-b", 0)
     text = split_text(replace(split, changes=changes, true_labels=true))
     assert text.splitlines() == ["Images: a source", "Fingerprint: a-b", *lines]
+
+
+def duplicate_rows(pairs, second_part):
+    labels = torch.zeros(LARGE_GROUP + 10, dtype=torch.int64)
+    return rows(pairs, ("train", second_part), (labels, labels), ((), ()), CLASSES)
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_groups_of_duplicates_that_may_lack_pairs_are_printed(more):
+    """Two chains in train, and a star of train images around a test image."""
+    n = LARGE_GROUP + more
+    chains = [Pair(i, i + 1, 0.01, False) for i in (*range(n - 1), n + 1, n + 2)]
+    star = [Pair(i, 0, 0.01, False) for i in range(n - 1)]
+    found = [*duplicate_rows(star, "test"), *duplicate_rows(chains, "train")]
+    lines = duplicates_text(found).splitlines()
+    note = f"{n} images in groups of over {LARGE_GROUP}; pairs may be left out"
+    assert lines[-1] == f"Test images that train images show as well: 1 (shown by {n - 1})"
+    assert [line.split() for line in lines[-3 - 2 * more : -1 - 2 * more]] == [
+        ["within", "train", "0", str(n + 1), "0"],
+        ["train", "and", "test", "0", str(n - 1), "0"],
+    ]
+    assert lines[3:-1] == [f"within train: {note}", f"train and test: {note}"][: 2 * more]
+    assert max(map(len, lines)) <= 80
 
 
 def random_report(absent_label=None, absent_prediction=None):
