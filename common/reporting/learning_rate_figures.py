@@ -15,6 +15,7 @@ from common.training import losses
 from common.training.learning_rates import RangeTest, validation_loss
 from common.training.recipe import Recipe
 
+ARROW_SHIFT = 0.45  # epochs
 TOP = 3.0  # the upper end of the loss axis, in units of the loss before training
 
 
@@ -49,15 +50,13 @@ def all_losses(
     figure = new_figure(8, 5, title, caption)
     axes = figure.subplots()
     shades = colormaps["viridis"](np.linspace(0, 0.9, len(result_by_rate)))
-    shifts = np.linspace(-0.9, 0.9, len(result_by_rate))
-    has_arrow = False
-    for (rate, result), shade, shift in zip(
-        result_by_rate.items(), shades, shifts, strict=True
-    ):
+    arrows = 0
+    for (rate, result), shade in zip(result_by_rate.items(), shades, strict=True):
         curve = [start, *result["history"]["loss"]]
         label = f"{rate:g}, diverged (x)" if result["diverged"] else f"{rate:g}"
         diverged = bool(result["diverged"])
-        has_arrow |= _curve(axes, 0, curve, diverged, start, shade, label, shift)
+        shift = ARROW_SHIFT * arrows  # so that the arrows of several rates are apart
+        arrows += _curve(axes, 0, curve, diverged, start, shade, label, shift)
     axes.set_yscale("log")
     axes.set_ylim(top=TOP * start)
     axes.yaxis.set_major_formatter("{x:g}")
@@ -65,7 +64,7 @@ def all_losses(
     axes.tick_params(axis="y", which="minor", labelsize=7)
     axes.set_xlabel("epoch (0: before training)")
     axes.set_ylabel(f"training: {ylabel}, logarithmic")
-    title = "learning rate\n(arrow: off the scale)" if has_arrow else "learning rate"
+    title = "learning rate\n(arrow: off the scale)" if arrows else "learning rate"
     axes.legend(title=title, loc="upper left", bbox_to_anchor=(1, 1))
     return save(figure, path)
 
@@ -76,8 +75,8 @@ def _curve(
 ) -> bool:  # fmt: skip
     """Draw losses from epoch `first` on, with an arrow where they leave the axes.
 
-    A diverged curve ends with an x. shift: of the arrows, in epochs, so that those of several
-    curves are apart. Returns whether there is an arrow.
+    A diverged curve ends with an x. shift: of the arrows, in epochs. Returns whether there is
+    an arrow.
     """
     top = TOP * start
     epochs, values = np.arange(first, first + len(curve)), np.array(curve)
