@@ -9,6 +9,7 @@ import argparse
 import itertools
 import os
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -522,6 +523,11 @@ def run(
 
     def work() -> None:
         args = parser.parse_args()
+        from tqdm import tqdm
+
+        # tqdm's own lock is a semaphore of `multiprocessing`. Since Python 3.14 that starts a
+        # process which the end of a terminal would kill, with a warning.
+        tqdm.set_lock(threading.RLock())
         with output_folders([output_dir(args) / folder for folder in folders]):
             main(args)
             if "figures" in folders:

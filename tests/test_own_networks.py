@@ -72,7 +72,7 @@ def test_one_network_is_exported(in_process):
 
 def test_a_checkpoint_of_another_image_size_is_refused(in_process, tmp_path):
     arguments = {"classes": 3, "image_size": 48}
-    facts = {"classes": ["automobile", "truck", "cat"], "recipe": None, "seed": 0, "data": None}
+    facts = {"classes": ["car", "truck", "cat"], "recipe": None, "seed": 0, "data": None}
     network = build("simple-cnn", arguments)
     facts |= {"trained_on_test": False, "image_size": 48}
     save_checkpoint(tmp_path / "large.pt", network, "simple-cnn", arguments, **facts)
