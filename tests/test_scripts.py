@@ -215,6 +215,7 @@ def test_recipes_are_compared_in_one_table(in_process, tmp_path):
     table = done.stdout.split("== 32 test images, 2 seed(s) ==")[1]
     assert "wild-seed1: diverged, the loss is not finite at step" in table
     assert "final-all-data !" in table
+    assert "P(best)" not in table  # no other recipe competes with original
     assert "!: trained on the test images too" in table
     assert "of 2 seeds" in table
     assert max(map(len, table.splitlines())) <= 80

@@ -147,7 +147,8 @@ def differences_text(comparison: Comparison) -> str:
             "",
             *(fill(sentence, 80) for sentence in images_legend(comparison)),
             "",
-            "Probability that the network is the best of those held out, from the same draws:",
+            "Probability that the network is the best of these, but those with -, from the",
+            "same draws:",
             side_by_side(list(summaries), best),
         ]
     )

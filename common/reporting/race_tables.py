@@ -145,8 +145,8 @@ def notes(split: Split, selection: Split, passes: int) -> list[str]:
         " on the others, and the one with the best balanced accuracy won, of equals the first."
         " (The G-mean can't rank networks that miss a class: it is 0 for each of them.) A"
         " remedy without a parameter of its own chooses between two weight decays, of which the"
-        " others have the larger one; the tau of vs is 1.25, as its authors' settings for"
-        " CIFAR-10-LT have it, and was not searched. Test images played no part. For the table"
+        " others have the larger one; the tau of vs is 1.25, which public code has for"
+        " CIFAR-10-LT, and was not searched. Test images played no part. For the table"
         " each remedy was trained again, on all train images.",
         f"Every run has the same budget, as nearly as whole epochs allow: it draws {passes}"
         " times as many examples as there are train images. An epoch of over-sampled images is"
@@ -164,7 +164,7 @@ def is_cifar10_lt(split: Split) -> bool:
 
 
 def published_rows(comparison: Comparison) -> list[list[str]]:
-    """Return method, published accuracy, its source and, where the race has the method, ours.
+    """Return method, published accuracy, ours where the race has the method, and the source.
 
     The published one is on equally many test images of each class: a balanced accuracy.
     """

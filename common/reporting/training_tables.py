@@ -146,8 +146,9 @@ def comparison_columns(
     metrics = list(summaries[names[0]])
     for metric, title in zip(metrics, short_names(metrics, TITLE_WIDTH), strict=True):
         columns[title] = [cell(summaries[name][metric]) for name in names]
-        if metric == ranked_by and len(names) > 1:
-            columns["P(best)"] = [probability(summaries[name][metric].best) for name in names]
+        best = [summaries[name][metric].best for name in names]
+        if metric == ranked_by and len(best) - best.count(None) > 1:
+            columns["P(best)"] = list(map(probability, best))
     return columns
 
 
@@ -167,11 +168,11 @@ def legend(comparison: Comparison, ranked_by: str = RANKED_BY) -> list[str]:
         else "One seed: the intervals cover the draw of the test images, not the training's"
         " randomness; --seeds 5 trains with five seeds.",
     ]
-    if not comparison.tests:  # nothing is held out but one recipe
+    if not comparison.tests:  # no recipe competes with another
         return sentences + mark_legend(comparison)
     sentences.append(
-        f"P(best): the probability that no other held-out row has a higher {ranked_by},"
-        f" from draws {'that cover both' if seeds > 1 else 'of the test images'}."
+        f"P(best): the probability that no other row, but those with -, has a higher"
+        f" {ranked_by}, from draws {'that cover both' if seeds > 1 else 'of the test images'}."
     )
     if seeds > 1:
         sentences.append(

@@ -89,7 +89,9 @@ def test_our_figures_are_beside_those_of_the_same_method():
 def test_the_difference_to_published_figures_is_named(files, images):
     note = race_tables.published_note(split_of(train_files=files))
     assert f"ResNet9 of width 16, 30 epochs, {images} images, 20 test images" in note
-    assert "'quoted': as later work quotes it" in note
+    differences, _, sources = note.partition(" Source: ")
+    assert differences.count(".") - differences.count("87.8") == 1  # one sentence
+    assert "'quoted': as later work quotes it" in sources
 
 
 def test_the_choices_show_each_point_and_mark_the_chosen_one():

@@ -9,7 +9,7 @@ from torch import nn
 from common.errors import InputError
 from common.networks.checkpoint import Checkpoint
 from common.training.assumed_shares import assumed_shares, of_checkpoint, train_counts
-from common.training.losses import class_weights, make_loss
+from common.training.losses import batch_loss, class_weights, make_loss
 from common.training.recipe import Recipe
 from common.training.sampling import class_shares
 
@@ -84,6 +84,12 @@ def test_a_network_without_features_learns_the_assumed_shares(recipe):
     optimizer.step(closure)
     found = logits.detach().softmax(0).tolist()
     assert found == pytest.approx(assumed_shares(recipe, COUNTS).tolist(), abs=2e-3)
+    # The weights act as in training: a mean weighted by those of the labels.
+    mean = batch_loss(loss, weights, logits.expand(3, 3), labels)
+    w = torch.ones(3) if weights is None else weights
+    assert mean.item() == pytest.approx(
+        (w * loss(logits.expand(3, 3), labels)).sum().item() / w.sum().item()
+    )
 
 
 def checkpoint(recipe, counts):
