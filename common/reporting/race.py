@@ -109,6 +109,7 @@ def _run_record(run: Run, result: dict[str, Any], part: str) -> dict[str, Any]:
         "precision": result["precision"],
         "processor": result["processor"],
         "seconds": round(result["seconds"], 2),
+        "trained_with": result.get("trained_with"),  # an earlier version shared no training
     }
 
 

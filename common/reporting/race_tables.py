@@ -75,7 +75,8 @@ def plan_text(
         f" {len(split.train.labels):,}. {settings['jobs']} at a time, on"
         f" {settings['device']}.",
         "Of each run that ends: number, balanced accuracy (on the validation images, then on"
-        " the test images), seconds, name.",
+        " the test images), seconds, name. A run that differs from an earlier one only in what"
+        " follows the training shares its training.",
     ]
     return "\n".join(map(_filled, sentences))
 
@@ -90,8 +91,11 @@ def run_line(number: int, runs: int, run: Run, result: dict[str, Any]) -> str:
     # A run of the grid has no test images, a run of the finals no validation images.
     report = result.get("report") or result.get("validation")
     score = f"{report['balanced_accuracy']:.3f}" if report else "diverged"
-    # A saved result names the command that made it.
-    seconds = "before" if "command" in result else f"{result['seconds']:.0f}"
+    seconds = f"{result['seconds']:.0f}"
+    if "command" in result:  # which a saved result names
+        seconds = "before"
+    elif result["trained_with"]:
+        seconds = "shared"
     return f"{number:{len(str(runs))}}/{runs} {score:>8} {seconds:>6} {run.file}"
 
 

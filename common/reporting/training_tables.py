@@ -52,10 +52,10 @@ def run_text(
 
     report: on the test images, None if the run diverged. whole_report: print all of it.
     """
-    lines = [
-        f"== {run.name}, seed {run.seed} ==",
-        f"{_epochs(run, result)}, batch {run.recipe.batch_size}, {result['seconds']:.0f} s",
-    ]
+    how = f"{_epochs(run, result)}, batch {run.recipe.batch_size}, {result['seconds']:.0f} s"
+    if result.get("trained_with"):
+        how += f" after the training of {result['trained_with']}, which it shares"
+    lines = [f"== {run.name}, seed {run.seed} ==", fill(how, 80)]
     if "command" in result:
         lines.append(f"(trained before, by: {result['command']})")
     lines.append(f"Total: {sum(result['examples'])} examples")

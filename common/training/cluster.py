@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from common.dataset.split import Split
     from common.training.recipe import Recipe
-    from common.training.runs import Run
+    from common.training.run import Outcomes, Run
 
 ANSWER_SECONDS = 10  # a scheduler that takes longer to answer counts as gone
 WORKERS_SECONDS = 15  # the time in which a worker that was killed is started again
@@ -42,36 +42,37 @@ DASK = ("dask", "distributed", "cloudpickle")  # their versions must be the sche
 
 
 def train_on_cluster(
-    address: str, runs: Sequence[Run], split: Split, settings: dict[str, Any]
-) -> Iterator[tuple[Run, tuple[dict[str, Any], dict[str, Any] | None]]]:
-    """Train the runs on the cluster of the dask scheduler at `address`.
+    address: str, groups: Sequence[Sequence[Run]], split: Split, settings: dict[str, Any]
+) -> Iterator[tuple[Sequence[Run], Outcomes]]:
+    """Train groups of runs on the cluster of the dask scheduler at `address`.
 
-    Yields each run, as it ends, with what `train_run` returns for it. settings: the other
-    arguments of `train_run`. A run whose worker dies is trained again. If the caller stops
-    early, or dies, the runs on the cluster end. Raises InputError if the cluster can't be used,
-    and what a run raises.
+    Yields each group, as it ends, with what `train_together` returns for it. settings: the
+    other arguments of `train_together`. A group whose worker dies is trained again. If the
+    caller stops early, or dies, the runs on the cluster end. Raises InputError if the cluster
+    can't be used, and what a run raises.
     """
     checked: set[str] = set()
     with (
         _connect(address) as client,
-        tqdm(total=len(runs), desc="Runs on the cluster", disable=None) as bar,
+        tqdm(total=sum(map(len, groups)), desc="Runs on the cluster", disable=None) as bar,
     ):
         _require_workers(client, address, checked)
         executor = client.get_executor(pure=False)
         # As the argument of a task, the archive is sent once, and survives any worker.
         archive = client.submit(bytes, make_archive(split), pure=False)
         task = make_task()
-        run_of = {
-            executor.submit(task, archive, pickle.dumps((run, settings))): run for run in runs
+        group_of = {
+            executor.submit(task, archive, pickle.dumps((group, settings))): group
+            for group in groups
         }
-        while run_of:
-            done, _ = cf.wait(run_of, POLL_SECONDS, cf.FIRST_COMPLETED)
+        while group_of:
+            done, _ = cf.wait(group_of, POLL_SECONDS, cf.FIRST_COMPLETED)
             _require_workers(client, address, checked)
             for future in done:
-                run = run_of.pop(future)
-                outcome = _outcome(future, run, address)
-                bar.update()
-                yield run, outcome
+                group = group_of.pop(future)
+                outcomes = _outcomes(future, group[0], address)
+                bar.update(len(group))
+                yield group, outcomes
 
 
 def require_sendable(recipe: Recipe, split: Split) -> None:
@@ -151,14 +152,15 @@ def _require_workers(client: Client, address: str, checked: set[str]) -> None:
     checked |= found["workers"].keys()
 
 
-def _outcome(
-    future: cf.Future, run: Run, address: str
-) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """Return what `train_run` returned in a child process, or raise what it raised."""
+def _outcomes(future: cf.Future, run: Run, address: str) -> Outcomes:
+    """Return what `train_together` returned in a child process, or raise what it raised.
+
+    run: the one that errors name.
+    """
     from distributed import KilledWorker
 
     try:
-        outcome = pickle.loads(future.result())
+        outcomes = pickle.loads(future.result())
     except cf.CancelledError:
         raise _gone(address, "the connection was lost") from None
     except KilledWorker as error:
@@ -173,9 +175,9 @@ def _outcome(
             f"--cluster {address}: {run.file} can't be trained ({reason}); see the log of the"
             " worker"
         ) from None
-    if isinstance(outcome, Exception):
-        raise outcome
-    return outcome
+    if isinstance(outcomes, Exception):
+        raise outcomes
+    return outcomes
 
 
 def _gone(address: str, reason: str) -> InputError:
@@ -196,9 +198,9 @@ def make_archive(split: Split) -> bytes:
 
 
 def make_task() -> Callable[[bytes, bytes], bytes]:
-    """Return the function that trains a run in a child process of a dask worker.
+    """Return the function that trains a group of runs in a child process of a dask worker.
 
-    It takes the archive and the pickled arguments, and returns the pickled outcome. The child
+    It takes the archive and the pickled arguments, and returns the pickled outcomes. The child
     ends if the task is cancelled.
     """
 
@@ -227,29 +229,29 @@ def make_task() -> Callable[[bytes, bytes], bytes]:
                         child.wait(1)
                     except subprocess.TimeoutExpired:
                         continue
-            outcome = folder / "outcome.pickle"
-            if not outcome.exists():
+            outcomes = folder / "outcomes.pickle"
+            if not outcomes.exists():
                 lines = (folder / "log.txt").read_text(errors="replace").split("\n")
                 last = next((line for line in reversed(lines) if line.strip()), "")
                 raise RuntimeError(f"process ended with code {child.returncode} {last}".strip())
-            return outcome.read_bytes()
+            return outcomes.read_bytes()
 
     return train_in_child
 
 
 def child_main() -> None:
-    """Train the run of order.pickle in the current folder; write outcome.pickle.
+    """Train the runs of order.pickle in the current folder; write outcomes.pickle.
 
-    The outcome is what `train_run` returns, or the exception that it raised.
+    The outcomes are what `train_together` returns, or the exception that it raised.
     """
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        outcome = _train_order()
+        outcomes = _train_order()
     except Exception as error:
         if not isinstance(error, InputError):
             error.add_note(f"On a worker of the cluster:\n{traceback.format_exc()}")
-        outcome = error
-    Path("outcome.pickle").write_bytes(pickle.dumps(outcome))
+        outcomes = error
+    Path("outcomes.pickle").write_bytes(pickle.dumps(outcomes))
 
 
 def _end_with_parent() -> None:
@@ -258,19 +260,19 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _train_order() -> tuple[dict[str, Any], dict[str, Any] | None]:
+def _train_order() -> Outcomes:
     import torch
 
-    from common.training.runs import train_run
+    from common.training.run import train_together
 
-    run, settings = pickle.loads(Path("order.pickle").read_bytes())
+    runs, settings = pickle.loads(Path("order.pickle").read_bytes())
     split = pickle.loads(Path("split.pickle").read_bytes())
     if not torch.get_device_module(settings["device"]).is_available():
         raise InputError(
             f"--device {settings['device']}: PyTorch finds none on a worker of the cluster;"
             " take --device cpu"
         )
-    return train_run(run, split, **settings)
+    return train_together(runs, split, **settings)
 
 
 if __name__ == "__main__":

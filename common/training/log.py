@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 import sys
 from collections.abc import Iterable
 from contextlib import suppress
@@ -32,6 +33,27 @@ def remove_log(path: Path) -> None:
     path.unlink(missing_ok=True)
     for file in _events(path).glob("events.out.tfevents.*"):
         file.unlink()
+
+
+def copy_log(path: Path, other: Path) -> None:
+    """Copy the log of a run, and its event files, for another run that shared its training.
+
+    path, other: of the CSV files. Without such a log the other run has none. Like a log that
+    can't be written, a copy that can't be is one line on stderr.
+    """
+    try:
+        remove_log(other)
+        if path.exists():
+            shutil.copyfile(path, other)
+        if _events(path).exists():
+            shutil.copytree(_events(path), _events(other), dirs_exist_ok=True)
+    except OSError as error:
+        _say_unwritten(other, error)
+
+
+def _say_unwritten(path: Path, error: OSError) -> None:
+    reason = error.strerror or error
+    print(f"{path}: can't be written ({reason}); going on without it", file=sys.stderr)
 
 
 def _events(path: Path) -> Path:
@@ -95,5 +117,4 @@ class TrainingLog:
 
     def _give_up(self, error: OSError) -> None:
         self.failed = True
-        reason = error.strerror or error
-        print(f"{self.path}: can't be written ({reason}); going on without it", file=sys.stderr)
+        _say_unwritten(self.path, error)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from common.errors import InputError
@@ -345,6 +345,20 @@ class Recipe:
             wanted = " or ".join(values) or "above 0"
             options.append(f"--{option_name(other)} {wanted}")
         return ", or ".join(options)
+
+    def training(self) -> Recipe:
+        """Return the recipe of the training alone, without what follows it.
+
+        Recipes that agree in it train the same network.
+
+        >>> Recipe(post_hoc="tau-normalisation", tau=2.0).training() == Recipe()
+        True
+        >>> Recipe(loss="vs", tau=2.0).training().tau
+        2.0
+        """
+        training = replace(self, post_hoc="none", crt_loss="cross-entropy")
+        idle = {name: FIELDS[name].default for name in NEEDS if training.needs(name)}
+        return replace(training, **idle)
 
     def network_arguments(self, classes: int, image_size: int = 32) -> dict[str, Any]:
         """Return the arguments that `networks.build` builds the network with.

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,42 +15,18 @@ from tqdm import tqdm
 
 from common import files
 from common.dataset.split import Split
-from common.errors import DivergedError
-from common.metrics.report import report
 from common.networks import new_arguments, pretrained
 from common.networks.checkpoint import load_checkpoint, save_checkpoint
 from common.networks.prediction import predict
-from common.training import post_hoc
 from common.training.cluster import require_sendable, train_on_cluster
-from common.training.fit import (
-    first_draw,
-    fit,
-    make_deterministic,
-    precision,
-    require_finite,
-    require_finite_logits,
-)
-from common.training.log import TrainingLog, remove_log
+from common.training.log import TrainingLog, copy_log, remove_log
 from common.training.progress import StateFile
 from common.training.recipe import Recipe
 from common.training.recipe_record import equals_saved
 from common.training.resampling import check_examples
-from common.training.setup_run import cache_features, set_up
+from common.training.run import Outcomes, Run, predictions_text, train_together, useful_threads
+from common.training.setup_run import cache_features
 from common.training.workers import call_in_processes
-
-
-@dataclass(frozen=True)
-class Run:
-    """One recipe with one seed. Its files are models/FILE.pt, .json and .csv."""
-
-    name: str
-    recipe: Recipe
-    seed: int
-
-    @property
-    def file(self) -> str:
-        """The recipe's name, and the seed unless it is 0."""
-        return self.name if self.seed == 0 else f"{self.name}-seed{self.seed}"
 
 
 def check_recipes(
@@ -78,99 +52,6 @@ def check_recipes(
     return facts
 
 
-def train_run(
-    run: Run,
-    split: Split,
-    state_files: Sequence[StateFile] = (),
-    log: TrainingLog | None = None,
-    features: dict[str, Any] | None = None,
-    *,
-    device: str,
-    threads: int,
-    deterministic: bool,
-    judge_epochs: bool = True,
-) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """Train one run, and return its result and the arguments of `save_checkpoint`.
-
-    The result of a run whose loss stops being finite says so under "diverged"; such a run has
-    no checkpoint. state_files: that of the training and that of crt, or none. log: of the
-    training; that of crt has none. features: threads, facts and cache for `set_up`.
-    judge_epochs: whether the validation images judge the network as each epoch ends, or only
-    as the run ends.
-    """
-    start = time.perf_counter()
-
-    def seconds() -> float:
-        return time.perf_counter() - start + sum(file.seconds for file in state_files)
-
-    recipe, classes, where = run.recipe, len(split.classes), torch.device(device)
-    if deterministic:
-        make_deterministic()
-    how = features or {"threads": threads}
-    ready = set_up(recipe, split, run.seed, device=where, **how)
-    torch.set_num_threads(_useful_threads(recipe, threads))
-    trained, examples = ready.trained, ready.examples
-    arguments_of_fit = {"seed": run.seed, "device": where, "name": run.file}
-    judges = ready.validation if judge_epochs else ready.validation.select(torch.arange(0))
-    fit_state, crt_state = state_files or (None, None)
-    with closing(log) if log is not None else nullcontext():
-        history = fit(
-            trained, examples, judges, ready.recipe,
-            state_file=fit_state, log=log, **arguments_of_fit,
-        )  # fmt: skip
-    result = {
-        "recipe": asdict(recipe),
-        "examples": examples.counts(classes),
-        "drawn": first_draw(examples, recipe, classes, run.seed),
-        "trained_on_test": recipe.train_on_test,
-        "precision": precision(recipe, where),
-        "processor": files.processor(device),  # of a cluster's worker, perhaps
-        "history": asdict(history),
-        "diverged": None,
-    }
-    if ready.features is not None:
-        result["features"] = ready.features
-    try:
-        require_finite(history, recipe)
-        more_arguments = post_hoc.apply(
-            trained, examples, judges, ready.recipe,
-            state_file=crt_state, **arguments_of_fit,
-        )  # fmt: skip
-        parts = {"validation": ready.validation, "report": ready.test}
-        parts = {name: part for name, part in parts.items() if len(part.labels)}
-        logits = {name: predict(trained, part.images) for name, part in parts.items()}
-        for each in logits.values():
-            require_finite_logits(each, recipe)
-    except DivergedError as error:
-        return result | {"diverged": str(error), "seconds": seconds()}, None
-    for name, part in parts.items():
-        predictions = logits[name].argmax(1)
-        result[name] = report(part.labels, predictions, split.classes).as_dict()
-        if name == "report":
-            result["test_predictions"] = _as_text(predictions)
-    checkpoint = {
-        "network": ready.network.cpu(),
-        "architecture": recipe.network,
-        "arguments": ready.arguments | more_arguments,
-        "classes": list(split.classes),
-        "image_size": split.image_size,
-        "recipe": asdict(recipe),
-        "seed": run.seed,
-        "data": split.record(),
-        "trained_on_test": recipe.train_on_test,
-        "versions": files.versions(),
-    }
-    return result | {"seconds": seconds()}, checkpoint
-
-
-def _useful_threads(recipe: Recipe, threads: int) -> int:
-    """Return the threads that a run trains with: one with a small network.
-
-    Two threads would wait for each other longer than they work.
-    """
-    return 1 if recipe.network == "simple-cnn" or recipe.frozen else threads
-
-
 def train_all(
     runs: Sequence[Run],
     split: Split,
@@ -188,10 +69,11 @@ def train_all(
 ) -> Iterator[tuple[Run, dict[str, Any]]]:
     """Train the runs, `jobs` at a time or on a dask cluster; yield each result as it ends.
 
-    The files of a run are written to `folder` before it is yielded, and its log, with event
-    files if `tensorboard`, while it trains. A run with files of the same recipe, seed, images,
-    weights, device, threads and versions is not trained again, unless `fresh`; a run that was
-    killed goes on from its last saved state. On a cluster there are neither states nor logs.
+    Runs that differ only in what follows the training share it. The files of a run are written
+    to `folder` before it is yielded, and its log, with event files if `tensorboard`, while it
+    trains. A run with files of the same recipe, seed, images, weights, device, threads and
+    versions is not trained again, unless `fresh`; a run that was killed goes on from its last
+    saved state. On a cluster there are neither states nor logs.
     cache: the folder of the features of frozen networks, by default data/. results_only: no
     checkpoints are saved, and validation images judge a run only as it ends. Raises InputError
     as `check_recipes` does, and if the cluster can't be reached.
@@ -200,7 +82,7 @@ def train_all(
     settings = {"device": device, "threads": threads, "deterministic": deterministic}
     facts = check_recipes({run.recipe: None for run in runs}, split, cluster)
     conditions = {
-        recipe: settings | {"threads": _useful_threads(recipe, threads)} | facts_of_recipe
+        recipe: settings | {"threads": useful_threads(recipe, threads)} | facts_of_recipe
         for recipe, facts_of_recipe in facts.items()
     }
     # What weights do not depend on is no condition of them.
@@ -218,10 +100,11 @@ def train_all(
         else:
             _remove_state(run, folder)  # of a run that was killed between the two
             yield run, result
+    groups = sharing_training(missing)
     if jobs > 1:  # the longest first, so that no process ends up with a long one alone
-        missing.sort(key=_relative_length, reverse=True)
+        groups.sort(key=lambda group: _relative_length(group[0]), reverse=True)
     if cluster is not None:
-        trained = train_on_cluster(cluster, missing, split, how) if missing else ()
+        trained = train_on_cluster(cluster, groups, split, how) if groups else ()
         for run in missing:
             remove_log(_log_path(run, folder))  # of an earlier run
     else:
@@ -229,25 +112,38 @@ def train_all(
             run: _state_files(run, split, folder, conditions[run.recipe]) for run in missing
         }
         files_of_runs = {"states": states, "tensorboard": tensorboard, "cache": cache}
-        trained = _train_here(missing, split, folder, jobs, how, facts, **files_of_runs)
-    for run, (result, checkpoint) in trained:
-        path = folder / f"{run.file}.pt"
-        # The result is written last: with a checkpoint of another hash, or none, it counts for
-        # nothing, so that a run killed between the two is trained again.
-        if checkpoint is None or results_only:
-            path.unlink(missing_ok=True)
-            digest = None
-        else:
-            digest = save_checkpoint(path, **_interned(checkpoint))
-        files.save_result(
-            path.with_suffix(".json"),
-            data=split.record(),
-            seed=run.seed,
-            checkpoint_sha256=digest,
-            **conditions[run.recipe] | result,
-        )
-        _remove_state(run, folder)
-        yield run, result
+        trained = _train_here(groups, split, folder, jobs, how, facts, **files_of_runs)
+    for group, outcomes in trained:
+        for run, (result, checkpoint) in zip(group, outcomes, strict=True):
+            path = folder / f"{run.file}.pt"
+            # The result is written last: with a checkpoint of another hash, or none, it counts
+            # for nothing, so that a run killed between the two is trained again.
+            if checkpoint is None or results_only:
+                path.unlink(missing_ok=True)
+                digest = None
+            else:
+                digest = save_checkpoint(path, **_interned(checkpoint))
+            files.save_result(
+                path.with_suffix(".json"),
+                data=split.record(),
+                seed=run.seed,
+                checkpoint_sha256=digest,
+                **conditions[run.recipe] | result,
+            )
+            if run is not group[0] and cluster is None:
+                copy_log(_log_path(group[0], folder), _log_path(run, folder))
+        for run in group:  # only now, for the first run's state is that of all
+            _remove_state(run, folder)
+        for run, (result, _) in zip(group, outcomes, strict=True):
+            yield run, result
+
+
+def sharing_training(runs: Iterable[Run]) -> list[list[Run]]:
+    """Return the runs, in their order, in groups that one training serves."""
+    groups: dict[tuple[Recipe, int], list[Run]] = {}
+    for run in runs:
+        groups.setdefault((run.recipe.training(), run.seed), []).append(run)
+    return list(groups.values())
 
 
 def _interned(value: Any) -> Any:
@@ -267,7 +163,7 @@ def measured(result: dict[str, Any]) -> dict[str, Any]:
     """Return what was measured of a run, without what only a saved result says beside it."""
     names = (
         "recipe", "examples", "drawn", "trained_on_test", "precision", "features", "history",
-        "diverged", "validation", "report", "seconds",
+        "diverged", "validation", "report", "seconds", "trained_with",
     )  # fmt: skip
     return {name: result[name] for name in names if name in result}
 
@@ -296,7 +192,9 @@ def _load_finished_run(
     if result["diverged"] is None and lacks_predictions:
         # An earlier version saved the run.
         network = load_checkpoint(path.with_suffix(".pt"), settings["device"]).network
-        result["test_predictions"] = _as_text(predict(network, split.test.images).argmax(1))
+        result["test_predictions"] = predictions_text(
+            predict(network, split.test.images).argmax(1)
+        )
     return result
 
 
@@ -307,11 +205,6 @@ def describes(saved: Any, split: Split) -> bool:
     """
     record = json.loads(json.dumps(split.record()))  # tuples become lists
     return isinstance(saved, dict) and {"image_size": 32} | saved == record
-
-
-def _as_text(predictions: torch.Tensor) -> str:
-    """Return predictions (N,) as one line of a result file, which gives a list N lines."""
-    return " ".join(map(str, predictions.tolist()))
 
 
 def _circumstances(run: Run, split: Split, settings: dict[str, Any]) -> dict[str, Any]:
@@ -343,7 +236,7 @@ def _remove_state(run: Run, folder: Path) -> None:
 
 
 def _train_here(
-    runs: Sequence[Run],
+    groups: Sequence[Sequence[Run]],
     split: Split,
     folder: Path,
     jobs: int,
@@ -353,37 +246,39 @@ def _train_here(
     states: dict[Run, list[StateFile]],
     tensorboard: bool,
     cache: Path,
-) -> Iterator[tuple[Run, tuple[dict[str, Any], dict[str, Any] | None]]]:
-    """Train the runs in this process or in worker processes; yield each as it ends."""
-    if not runs:  # all are finished
+) -> Iterator[tuple[Sequence[Run], Outcomes]]:
+    """Train each group in this process or in worker processes; yield it as it ends."""
+    if not groups:  # all are finished
         return
-    train, calls = partial(train_run, **settings), []
-    for run in runs:
-        log = TrainingLog(_log_path(run, folder), tensorboard)
+    train, calls = partial(train_together, **settings), []
+    for group in groups:
+        first = group[0]
+        log = TrainingLog(_log_path(first, folder), tensorboard)
         # As many threads as the runs have together, in whichever process features are computed.
         how = {
             "threads": jobs * settings["threads"],
-            "facts": facts[run.recipe],
+            "facts": facts[first.recipe],
             "cache": cache,
         }
-        calls.append((run, split, states[run], log, how))
+        calls.append((group, split, [states[run] for run in group], log, how))
     if jobs == 1:  # in this process, where the bar of `fit` is visible
-        for run, call in zip(runs, calls, strict=True):
-            yield run, train(*call)
+        for group, call in zip(groups, calls, strict=True):
+            yield group, train(*call)
         return
     _share_features(calls, torch.device(settings["device"]))
-    with tqdm(total=len(runs), desc="Runs", disable=None) as bar:
+    with tqdm(total=sum(map(len, groups)), desc="Runs", disable=None) as bar:
         for i, trained in call_in_processes(train, calls, jobs):
-            bar.update()
-            yield runs[i], trained
+            bar.update(len(groups[i]))
+            yield groups[i], trained
 
 
 def _share_features(calls: Sequence[tuple[Any, ...]], device: torch.device) -> None:
     """Compute the features of frozen runs, so that no two processes compute the same ones.
 
-    calls: arguments of `train_run`. Features that can't be cached are left to the processes.
+    calls: arguments of `train_together`. Features that can't be cached are left to the
+    processes.
     """
-    for run, split, _, _, how in calls:
+    for (run, *_), split, _, _, how in calls:
         if run.recipe.frozen and not cache_features(
             run.recipe, split, run.seed, device=device, **how
         ):

@@ -135,12 +135,14 @@ def test_the_widest_tables_and_lines_fit_80_columns():
         ({"validation": {"balanced_accuracy": 0.5678}, "seconds": 74.4}, ["0.568", "74"]),
         ({"report": {"balanced_accuracy": 0.25}, "seconds": 1.0}, ["0.250", "1"]),
         ({"diverged": "a reason", "seconds": 2.0}, ["diverged", "2"]),
-        ({"report": {"balanced_accuracy": 0.25}, "command": "train.py race", "seconds": 1.0},
+        ({"report": {"balanced_accuracy": 0.25}, "trained_with": "none"}, ["0.250", "shared"]),
+        ({"report": {"balanced_accuracy": 0.25}, "command": "train.py race"},
          ["0.250", "before"]),
     ],
 )  # fmt: skip
 def test_a_line_for_each_run(result, words):
     name = "square-root-sampler+learning-rate=0.1+weight-decay=0.0005"  # the longest
+    result = {"seconds": 1.0, "trained_with": None} | result
     line = race_tables.run_line(3, 92, Run(name, RACE["none"].recipe, 0), result)
     assert line.split() == ["3/92", *words, name]
     assert len(line) <= 80

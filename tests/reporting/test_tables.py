@@ -359,7 +359,7 @@ def test_tables_of_many_classes_fit_80_columns(k):
     result = {
         "examples": [500 - i for i in range(k)], "drawn": [9] * k, "seconds": 3.0,
         "history": {"loss": [1.0], "best_epoch": None}, "trained_on_test": False,
-        "validation": r.as_dict(),
+        "validation": r.as_dict(), "trained_with": "post-hoc-adjustment-with-a-long-name-seed1",
     }  # fmt: skip
     curve = AttackCurve(
         "PGD", "ten steps", "1/255", False,

@@ -119,8 +119,8 @@ def bars(monkeypatch):
         def __exit__(self, *_):
             pass
 
-        def update(self):
-            shown[-1][1] += 1
+        def update(self, runs):
+            shown[-1][1] += runs
 
     monkeypatch.setattr(cluster_module, "tqdm", Bar)
     return shown

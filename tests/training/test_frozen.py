@@ -23,7 +23,8 @@ from common.training.fit import fit
 from common.training.frozen import compute_features
 from common.training.recipe import Recipe
 from common.training.resampling import with_copies
-from common.training.runs import Run, train_all, train_run
+from common.training.run import train_together
+from common.training.runs import Run, train_all
 from common.training.setup_run import set_up
 
 CPU = torch.device("cpu")
@@ -227,7 +228,7 @@ def trained(cache, **changes):
     settings = {"device": "cpu", "threads": 1, "deterministic": False}
     run = Run("frozen", replace(FROZEN, **changes), 0)
     how = {"threads": 1, "facts": {}, "cache": cache}
-    return train_run(run, SPLIT, features=how, **settings)
+    return train_together([run], SPLIT, features=how, **settings)[0]
 
 
 @pytest.mark.parametrize("changes", OPTIONS, ids=str)

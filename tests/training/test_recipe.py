@@ -15,7 +15,7 @@ from common.training import recipes
 from common.training.recipe import FIELDS, NEEDS, Recipe
 from common.training.recipe_record import from_record
 from common.training.recipes import RECIPES
-from common.training.runs import Run, train_run
+from common.training.run import Run, train_together
 
 PART = random_part((6, 4, 3))
 SPLIT = make_split(PART, PART, ("car", "truck", "cat"), "random", 0)
@@ -154,6 +154,12 @@ EFFECTIVE = {
 }  # fmt: skip
 
 
+def trained(recipe):
+    """Return the result and the checkpoint's arguments of a run of this recipe."""
+    settings = {"device": "cpu", "threads": 1, "deterministic": False}
+    return train_together([Run("x", recipe, 0)], SPLIT, **settings)[0]
+
+
 @pytest.mark.parametrize("name", EFFECTIVE)
 def test_a_number_at_its_limits_trains_or_diverges(name):
     """No number within its limits leaves the range of a float."""
@@ -163,9 +169,7 @@ def test_a_number_at_its_limits_trains_or_diverges(name):
     for value, others in itertools.product((low, high), EFFECTIVE[name]):
         given = (value, high, low) if name == "sampler_weights" else value
         recipe = Recipe(**{"epochs": 2, **others, name: given})
-        result, checkpoint = train_run(
-            Run("x", recipe, 0), SPLIT, device="cpu", threads=1, deterministic=False
-        )
+        result, checkpoint = trained(recipe)
         if not result["diverged"]:
             weights = checkpoint["network"].state_dict().values()
             assert all(weight.isfinite().all() for weight in weights), recipe
@@ -180,10 +184,8 @@ def test_a_field_without_what_it_needs_changes_no_bit(name):
     changed = replace(plain, **{name: 7 if isinstance(default, int) else 0.25})
     assert plain != changed
     assert changed.needs(name)
-    first, other = (
-        train_run(Run("x", each, 0), SPLIT, device="cpu", threads=1, deterministic=False)[1]
-        for each in (plain, changed)
-    )
+    assert plain.training() == changed.training()
+    first, other = (trained(each)[1] for each in (plain, changed))
     for key, value in first["network"].state_dict().items():
         assert torch.equal(other["network"].state_dict()[key], value), key
 

@@ -21,6 +21,7 @@ from common.networks.checkpoint import load_checkpoint
 from common.networks.prediction import predict
 from common.training import fit as fit_module
 from common.training import progress
+from common.training import run as run_module
 from common.training import runs as runs_module
 from common.training.recipe import Recipe
 from common.training.recipes import RECIPES
@@ -37,13 +38,13 @@ def split(tmp_path):
 @pytest.fixture
 def trained(monkeypatch):
     """The files of the runs that the last call of `train` trained in this process."""
-    files, train_run = [], runs_module.train_run
+    files, train_together = [], runs_module.train_together
 
-    def recorded(run, *arguments, **settings):
-        files.append(run.file)
-        return train_run(run, *arguments, **settings)
+    def recorded(runs, *arguments, **settings):
+        files.extend(run.file for run in runs)
+        return train_together(runs, *arguments, **settings)
 
-    monkeypatch.setattr(runs_module, "train_run", recorded)
+    monkeypatch.setattr(runs_module, "train_together", recorded)
     return files
 
 
@@ -128,7 +129,7 @@ def test_a_run_of_an_earlier_version_gets_the_predictions_of_its_checkpoint(
     [({"momentum": 0.5}, {}), ({}, {"fresh": True}), ({}, {"deterministic": True})],
 )
 def test_a_run_that_differs_is_trained(train, trained, monkeypatch, changes, settings):
-    monkeypatch.setattr(runs_module, "make_deterministic", lambda: None)
+    monkeypatch.setattr(run_module, "make_deterministic", lambda: None)
     train(run())
     train(run(**changes), **settings)
     assert trained == ["tiny"]
@@ -266,9 +267,10 @@ def test_the_state_of_a_run_is_gone_when_the_run_is_saved(train, tmp_path, monke
 
     monkeypatch.setattr(runs_module, "save_checkpoint", recorded)
     train(run(), run("retrained", post_hoc="crt"))
-    assert states[0] == {"tiny.csv", "tiny.state"}
+    # They share the training, so that its state stays until both are saved.
+    assert states[0] == {"tiny.csv", "tiny.state", "retrained.crt.state"}
     first, logs = {"tiny.pt", "tiny.json"}, {"tiny.csv", "retrained.csv"}
-    assert states[1] == first | logs | {"retrained.state", "retrained.crt.state"}
+    assert states[1] == first | states[0]
     left = {file.name for file in (tmp_path / "models").iterdir()}
     assert left == first | logs | {"retrained.pt", "retrained.json"}
 
@@ -300,6 +302,82 @@ def test_an_interrupted_run_goes_on(train, tmp_path, monkeypatch, changes, again
     assert len(steps) == total - 1 + (total if again else 2)
     files = [tmp_path / f"models/{name}.pt" for name in ("whole", "killed")]
     assert files[0].read_bytes() == files[1].read_bytes()
+
+
+SHARING = [
+    {},
+    {"post_hoc": "logit-adjustment", "tau": 1.5},
+    {"post_hoc": "tau-normalisation", "tau": 0.5},
+    {"post_hoc": "crt", "crt_epochs": 2},
+]
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize(
+    "changes", [{}, {"patience": 1}, {"frozen": True, "augment": ("flip",)}, {"ema": 0.9}]
+)
+def test_runs_that_share_their_training_end_as_they_do_alone(
+    train, trained, tmp_path, monkeypatch, changes, jobs
+):
+    weights = tmp_path / "weights.pt"
+    if "frozen" in changes:
+        torch.save(mobilenet_v3_small().state_dict(), weights)
+        published = {"network": "torchvision:mobilenet_v3_small", "weights": str(weights)}
+        changes = changes | published
+    runs = [run(f"run{i}", epochs=3, **changes, **each) for i, each in enumerate(SHARING)]
+    cache = {"cache": tmp_path / "cache", "tensorboard": True}
+    alone = {file: result for each in runs for file, result in train(each, **cache).items()}
+    files = sorted((tmp_path / "models").glob("*.pt"))
+    before = {path.name: path.read_bytes() for path in files}
+    fits, fit = [], run_module.fit
+    monkeypatch.setattr(run_module, "fit", lambda *a, **k: fits.append(0) or fit(*a, **k))
+    if jobs == 2:  # what `trained` has put in its place can't be sent to a process
+        monkeypatch.setattr(runs_module, "train_together", run_module.train_together)
+    together = train(*runs, run("other", seed=1), **cache, jobs=jobs, fresh=True)
+    assert jobs == 2 or (len(fits) == 2 and trained == [*alone, "other-seed1"])
+    assert {path.name: path.read_bytes() for path in files} == before
+    for i, (file, result) in enumerate(alone.items()):
+        assert result["trained_with"] is None
+        assert together[file]["trained_with"] == ("run0" if i else None)
+        for own in (result, together[file]):
+            del own["seconds"], own["trained_with"]
+            if "features" in own:
+                del own["features"]["seconds"]
+        assert together[file] == result
+        rows = (tmp_path / f"models/{file}.csv").read_text()
+        assert rows == (tmp_path / "models/run0.csv").read_text()
+        assert len(list((tmp_path / f"models/tensorboard/{file}").iterdir())) == 1
+    assert not list((tmp_path / "models").glob("*.state"))
+
+
+def test_a_shared_training_goes_on_where_it_was_killed(train, tmp_path, monkeypatch):
+    monkeypatch.setattr(progress, "SAVE_SECONDS", 0.0)
+    runs = [run(epochs=2), run("retrained", epochs=2, post_hoc="crt", crt_epochs=2)]
+    train(*runs)
+    files = [tmp_path / f"models/{each.file}.pt" for each in runs]
+    whole = [path.read_bytes() for path in files]
+    steps, batch_loss = [], fit_module.losses.batch_loss
+
+    def interrupted(*given):
+        steps.append(given)
+        if len(steps) == 15:  # of 8 steps and, for crt, 8 more
+            raise KeyboardInterrupt
+        return batch_loss(*given)
+
+    monkeypatch.setattr(fit_module.losses, "batch_loss", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(*runs, fresh=True)
+    for path in files:
+        path.unlink()
+    train(*runs)
+    assert len(steps) == 15 + 2
+    assert [path.read_bytes() for path in files] == whole
+
+
+def test_a_diverged_training_is_that_of_all_runs_that_share_it(train):
+    runs = [run("wild", learning_rate=1e10), run("c", learning_rate=1e10, post_hoc="crt")]
+    for result in train(*runs).values():
+        assert "not finite at step" in result["diverged"]
 
 
 def test_every_named_recipe_trains(train, tmp_path):
@@ -338,11 +416,11 @@ def test_each_run_has_a_log_which_a_run_trained_anew_begins_again(train, trained
 
 def test_a_run_on_a_cluster_leaves_no_log_of_an_earlier_run(train, tmp_path, monkeypatch):
     train(run(), tensorboard=True)
-    outcome = runs_module.train_run
+    train_together = runs_module.train_together
 
-    def train_on_cluster(_address, runs, split, settings):
-        for each in runs:
-            yield each, outcome(each, split, **settings)
+    def train_on_cluster(_address, groups, split, settings):
+        for group in groups:
+            yield group, train_together(group, split, **settings)
 
     monkeypatch.setattr(runs_module, "train_on_cluster", train_on_cluster)
     train(run(), cluster="tcp://host:1", fresh=True)
