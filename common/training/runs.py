@@ -73,10 +73,10 @@ def train_all(
     to `folder` before it is yielded, and its log, with event files if `tensorboard`, while it
     trains. A run with files of the same recipe, seed, images, weights, device, threads and
     versions is not trained again, unless `fresh`; a run that was killed goes on from its last
-    saved state. On a cluster there are neither states nor logs.
-    cache: the folder of the features of frozen networks, by default data/. results_only: no
-    checkpoints are saved, and validation images judge a run only as it ends. Raises InputError
-    as `check_recipes` does, and if the cluster can't be reached.
+    saved state. On a cluster there are neither states nor logs. cache: the folder of the
+    features of frozen networks, by default data/. results_only: no checkpoints are saved, and
+    validation images judge a run only as it ends. Raises InputError as `check_recipes` does,
+    and if the cluster can't be reached.
     """
     cache = cache or files.ROOT / "data"
     settings = {"device": device, "threads": threads, "deterministic": deterministic}

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import EMPTY, random_part
+from conftest import EMPTY, is_one_line, random_part
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from common.errors import InputError
@@ -18,7 +18,7 @@ from common.training import fit as fit_module
 from common.training import log as log_module
 from common.training import progress
 from common.training.fit import fit
-from common.training.log import COLUMNS, TrainingLog, require_tensorboard
+from common.training.log import COLUMNS, TrainingLog, copy_log, require_tensorboard
 from common.training.progress import StateFile
 from common.training.recipe import Recipe
 
@@ -215,6 +215,24 @@ def test_a_log_that_cant_be_written_doesnt_end_the_run(tmp_path, monkeypatch, ca
     assert capsys.readouterr().err.count(f"{path}: can't be written (") == 1
     assert len(history.loss) == RECIPE.epochs
     assert torch.equal(network.head.weight, train(None)[0].head.weight)
+
+
+def test_a_copy_for_a_run_that_shares_the_training_takes_the_place_of_an_earlier_log(
+    tmp_path, capsys
+):
+    one, other = tmp_path / "one.csv", tmp_path / "other.csv"
+    train(TrainingLog(one, tensorboard=True))
+    train(TrainingLog(other, tensorboard=True))
+    names = {path.name for path in (tmp_path / "tensorboard/one").iterdir()}
+    copy_log(one, other)
+    assert other.read_text() == one.read_text()
+    assert {path.name for path in (tmp_path / "tensorboard/other").iterdir()} == names
+    one.unlink()
+    copy_log(one, other)
+    assert not other.exists()
+    other.mkdir()
+    copy_log(one, other)
+    assert is_one_line(capsys.readouterr().err, f"{other}: can't be written (")
 
 
 def test_tensorboard_is_needed_only_where_asked_for(monkeypatch):
