@@ -87,7 +87,7 @@ def machine():
     import torch
 
     return [
-        f"{processor()} ({torch.backends.cpu.get_cpu_capability()})",
+        processor(),
         f"{os.cpu_count()} cores",
         f"load {os.getloadavg()[0]:.1f} at the start",
         platform.system(),

@@ -256,15 +256,19 @@ def versions() -> dict[str, str]:
 def processor(device: str = "cpu") -> str:
     """Return the name of this machine's processor, or of its GPU if the device is one.
 
-    The operating system names a processor; for MPS that is the name of the whole chip.
+    The operating system names a processor; for MPS that is the name of the whole chip. Where
+    one name stands for several generations, the instructions that PyTorch uses tell them apart:
+    "AMD EPYC (AVX2)".
     """
-    if device.startswith("cuda"):
-        import torch
+    import torch
 
+    if device.startswith("cuda"):
         return torch.cuda.get_device_name(device)
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    name = names[0] if names else platform.processor() or platform.machine()
+    instructions = torch.backends.cpu.get_cpu_capability()
+    return name if instructions == "DEFAULT" else f"{name} ({instructions})"

@@ -162,3 +162,13 @@ def test_a_result_names_the_gpu_that_it_is_from(monkeypatch, tmp_path):
     for device, name in (("cuda:1", "the GPU cuda:1"), ("cpu", processor())):
         path = save_result(tmp_path / "a.json", data={}, seed=0, device=device, seconds=1.0)
         assert load_result(path)["processor"] == name
+
+
+def test_processors_of_one_name_are_told_apart_by_their_instructions(monkeypatch):
+    capability = "torch.backends.cpu.get_cpu_capability"
+    monkeypatch.setattr(capability, lambda: "DEFAULT")
+    name = processor()
+    assert name
+    assert "DEFAULT" not in name
+    monkeypatch.setattr(capability, lambda: "AVX2")
+    assert processor() == f"{name} (AVX2)"
