@@ -59,9 +59,8 @@ def finished_files(folder):
     return contents
 
 
-# What differs from run to run: times, how many steps are timed in two seconds, and whether a
-# run shared its training or, after a kill between two that did, was trained alone.
-UNLIKE = ("seconds", "seconds_per_image", "measured_steps", "sha256", "trained_with")
+# What differs from run to run: times, and how many steps are timed in two seconds.
+UNLIKE = ("seconds", "seconds_per_image", "measured_steps", "sha256")
 
 
 def timeless(value):

@@ -92,7 +92,7 @@ def run_line(number: int, runs: int, run: Run, result: dict[str, Any]) -> str:
     report = result.get("report") or result.get("validation")
     score = f"{report['balanced_accuracy']:.3f}" if report else "diverged"
     seconds = f"{result['seconds']:.0f}"
-    if "command" in result:  # which a saved result names
+    if "command" in result:  # only a result that was read from its file has one
         seconds = "before"
     elif result["trained_with"]:
         seconds = "shared"

@@ -38,8 +38,8 @@ def remove_log(path: Path) -> None:
 def copy_log(path: Path, other: Path) -> None:
     """Copy the log of a run, and its event files, for another run that shared its training.
 
-    path, other: of the CSV files. Without such a log the other run has none. Like a log that
-    can't be written, a copy that can't be is one line on stderr.
+    path, other: of the CSV files. If the first run has no log, the other one has none either.
+    If the copy can't be written, one line on stderr says so.
     """
     try:
         remove_log(other)

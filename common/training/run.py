@@ -30,8 +30,9 @@ from common.training.progress import History, StateFile
 from common.training.recipe import Recipe
 from common.training.setup_run import Setup, set_up
 
-# Of each run: its result, and the arguments of `save_checkpoint`; None if it diverged.
-Outcomes = list[tuple[dict[str, Any], dict[str, Any] | None]]
+# Of a run: its result, and the arguments of `save_checkpoint`, None if the run diverged.
+Outcome = tuple[dict[str, Any], dict[str, Any] | None]
+Outcomes = list[Outcome]
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def train_together(
         network, trained = ready.network, ready.trained
         if run is not runs[-1]:
             network, trained = copy.deepcopy((network, trained))  # at once: they share layers
-        # A frozen recipe has lost its augmentation in `ready`.
+        # `set_up` takes the augmentation from a frozen recipe.
         recipe = replace(run.recipe, augment=ready.recipe.augment)
         own = ready._replace(network=network, trained=trained, recipe=recipe)
         result = {
@@ -115,10 +116,10 @@ def train_together(
 def _finish(
     run: Run, ready: Setup, judges: LabelledImages, split: Split, history: History,
     device: torch.device, crt_state: StateFile | None,
-) -> tuple[dict[str, Any], dict[str, Any] | None]:  # fmt: skip
-    """Do what the run's recipe does after the training, and judge the network.
+) -> Outcome:  # fmt: skip
+    """Apply what the run's recipe does after the training, and evaluate the network.
 
-    Returns what the result says of it, and the arguments of `save_checkpoint`.
+    Returns the part of the result that follows from this, and the checkpoint.
     """
     recipe = run.recipe
     result = {} if ready.features is None else {"features": dict(ready.features)}

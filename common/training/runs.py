@@ -100,7 +100,7 @@ def train_all(
         else:
             _remove_state(run, folder)  # of a run that was killed between the two
             yield run, result
-    groups = sharing_training(missing)
+    groups = _by_training(missing)
     if jobs > 1:  # the longest first, so that no process ends up with a long one alone
         groups.sort(key=lambda group: _relative_length(group[0]), reverse=True)
     if cluster is not None:
@@ -114,8 +114,12 @@ def train_all(
         files_of_runs = {"states": states, "tensorboard": tensorboard, "cache": cache}
         trained = _train_here(groups, split, folder, jobs, how, facts, **files_of_runs)
     for group, outcomes in trained:
-        for run, (result, checkpoint) in zip(group, outcomes, strict=True):
+        # The first run is saved last: as long as another one is missing the group keeps its
+        # first run, with the state of the training that all of them share.
+        for run, (result, checkpoint) in reversed(list(zip(group, outcomes, strict=True))):
             path = folder / f"{run.file}.pt"
+            if run is not group[0] and cluster is None:
+                copy_log(_log_path(group[0], folder), _log_path(run, folder))
             # The result is written last: with a checkpoint of another hash, or none, it counts
             # for nothing, so that a run killed between the two is trained again.
             if checkpoint is None or results_only:
@@ -130,15 +134,13 @@ def train_all(
                 checkpoint_sha256=digest,
                 **conditions[run.recipe] | result,
             )
-            if run is not group[0] and cluster is None:
-                copy_log(_log_path(group[0], folder), _log_path(run, folder))
-        for run in group:  # only now, for the first run's state is that of all
+        for run in group:
             _remove_state(run, folder)
         for run, (result, _) in zip(group, outcomes, strict=True):
             yield run, result
 
 
-def sharing_training(runs: Iterable[Run]) -> list[list[Run]]:
+def _by_training(runs: Iterable[Run]) -> list[list[Run]]:
     """Return the runs, in their order, in groups that one training serves."""
     groups: dict[tuple[Recipe, int], list[Run]] = {}
     for run in runs:
@@ -163,7 +165,7 @@ def measured(result: dict[str, Any]) -> dict[str, Any]:
     """Return what was measured of a run, without what only a saved result says beside it."""
     names = (
         "recipe", "examples", "drawn", "trained_on_test", "precision", "features", "history",
-        "diverged", "validation", "report", "seconds", "trained_with",
+        "diverged", "validation", "report", "seconds",
     )  # fmt: skip
     return {name: result[name] for name in names if name in result}
 

@@ -267,12 +267,13 @@ def test_the_state_of_a_run_is_gone_when_the_run_is_saved(train, tmp_path, monke
 
     monkeypatch.setattr(runs_module, "save_checkpoint", recorded)
     train(run(), run("retrained", post_hoc="crt"))
-    # They share the training, so that its state stays until both are saved.
-    assert states[0] == {"tiny.csv", "tiny.state", "retrained.crt.state"}
-    first, logs = {"tiny.pt", "tiny.json"}, {"tiny.csv", "retrained.csv"}
-    assert states[1] == first | states[0]
+    # They share the training: its state stays until both are saved, the first run last.
+    assert states[0] == {"tiny.csv", "tiny.state", "retrained.crt.state", "retrained.csv"}
+    assert states[1] == states[0] | {"retrained.pt", "retrained.json"}
     left = {file.name for file in (tmp_path / "models").iterdir()}
-    assert left == first | logs | {"retrained.pt", "retrained.json"}
+    assert left == {
+        f"{name}.{e}" for name in ("tiny", "retrained") for e in ("pt", "json", "csv")
+    }
 
 
 @pytest.mark.parametrize("changes", [{}, {"post_hoc": "crt"}])
