@@ -46,13 +46,13 @@ def main(args):
     from common.reporting.recipe_comparison import report_comparison
     from common.reporting.training_figures import run_figures
     from common.reporting.training_tables import run_text
-    from common.training.runs import Run, check_recipes, train_all
+    from common.training.runs import Run, by_training, check_recipes, train_all
 
     device = options.torch_device(args)
     split = options.load_split(args)
     check_recipes(recipes.values(), split, args.cluster)
     runs = [Run(name, recipes[name], seed) for name in recipes for seed in seeds]
-    settings = options.training_settings(args, device, len(runs))
+    settings = options.training_settings(args, device, len(by_training(runs)))
     root = options.output_dir(args)
     print(split_text(split))
     print(f"Runs: {len(runs)}, {settings['jobs']} at a time, on {device}", flush=True)

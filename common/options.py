@@ -440,16 +440,17 @@ def torch_device(args: argparse.Namespace) -> torch.device:
 
 
 def training_settings(
-    args: argparse.Namespace, device: torch.device, runs: int
+    args: argparse.Namespace, device: torch.device, trainings: int
 ) -> dict[str, Any]:
     """Return the arguments of `runs.train_all` beside the runs, the images and the folder.
 
-    The number of jobs and their threads follow from the command alone, not from the runs that
-    are still missing: another number of threads can change the last bits of a result.
+    trainings: as many as there are, at most, go at a time. The number of jobs and their threads
+    follow from the command alone, not from the runs that are still missing: another number of
+    threads can change the last bits of a result.
     """
     return {
         "device": str(device),
-        **share_cores(args, device, runs, args.jobs),
+        **share_cores(args, device, trainings, args.jobs),
         "cluster": args.cluster,
         "fresh": args.fresh,
         "deterministic": args.deterministic,

@@ -601,6 +601,16 @@ def test_an_interrupted_run_ends_in_one_line(tmp_path, name, jobs):
     assert not [path for path in (tmp_path / "models").iterdir() if path.name[0] == "."]
 
 
+def test_runs_that_share_a_training_take_one_place_among_the_cores(in_process, tmp_path):
+    options = (*DRY_RUN[:3], "--threads", 2, "--output-dir", tmp_path)
+    done = in_process("train.py", "resnet9", "original", "post-hoc", *options)
+    assert "Runs: 3, 2 at a time, on" in done.stdout
+    done = in_process("train.py", "original", "post-hoc", *options)
+    assert "Runs: 2, 1 at a time, on" in done.stdout
+    threads = [read(path)["threads"] for path in tmp_path.rglob("models/*.json")]
+    assert threads == [1, 1, 1]
+
+
 def test_baseline_gives_its_published_numbers(real_split, script, tmp_path):
     published = read(ROOT / "models/baseline.json")
     if published["data"]["fingerprint"] != real_split.fingerprint:

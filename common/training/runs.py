@@ -100,7 +100,7 @@ def train_all(
         else:
             _remove_state(run, folder)  # of a run that was killed between the two
             yield run, result
-    groups = _by_training(missing)
+    groups = by_training(missing)
     if jobs > 1:  # the longest first, so that no process ends up with a long one alone
         groups.sort(key=lambda group: _relative_length(group[0]), reverse=True)
     if cluster is not None:
@@ -140,7 +140,7 @@ def train_all(
             yield run, result
 
 
-def _by_training(runs: Iterable[Run]) -> list[list[Run]]:
+def by_training(runs: Iterable[Run]) -> list[list[Run]]:
     """Return the runs, in their order, in groups that one training serves."""
     groups: dict[tuple[Recipe, int], list[Run]] = {}
     for run in runs:
