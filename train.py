@@ -92,8 +92,9 @@ def race(args, names, seeds):
         reason = impossible[args.reference]
         raise InputError(f"--reference {args.reference}: {reason}; give another reference")
     passes = options.DRY_RUN_EPOCHS if args.dry_run else the_race.PASSES
-    runs = the_race.grid_runs(names, impossible, selection, passes)
-    recipes = [run.recipe for run in chain(*runs.values())]
+    names = [name for name in names if name not in impossible]
+    runs = chain(*the_race.grid_runs(names, selection, passes).values())
+    recipes = [run.recipe for run in runs]
     check_recipes(recipes, split, args.cluster)
     settings = options.training_settings(args, device, len(recipes))
     root, file = options.output_dir(args), f"race_{len(split.classes)}-classes"
@@ -104,12 +105,13 @@ def race(args, names, seeds):
     def show(*ended):
         print(run_line(*ended), flush=True)
 
-    grid = the_race.train(runs, selection, root / "models" / file / "grid", show, settings)
+    folder = root / "models" / file
+    grid, decay = the_race.train_grid(names, selection, folder / "grid", show, settings, passes)
     choices = {name: the_race.choose(ended) for name, ended in grid.items()}
-    runs = the_race.final_runs(choices, split, seeds, passes)
-    finals = the_race.train(runs, split, root / "models" / file, show, settings)
+    runs = the_race.final_runs(choices, grid, split, seeds, passes)
+    finals = the_race.train(runs, split, folder, show, settings)
     text, saved = report_race(
-        root / "figures" / file, grid, choices, finals, impossible, split, selection,
+        root / "figures" / file, grid, choices, decay, finals, impossible, split, selection,
         passes=passes, seed=args.seed, device=str(device),
     )  # fmt: skip
     print(f"\n{text}")

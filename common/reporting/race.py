@@ -19,17 +19,16 @@ from common.reporting.race_tables import (
     race_text,
 )
 from common.reporting.training_figures import recipes_compared
-from common.training.race import Choice, points
-from common.training.recipes import RACE
+from common.training.race import Choice, Decay, Ended, points
+from common.training.recipes import RACE, WEIGHT_DECAYS
 from common.training.runs import Run
-
-Ended = dict[str, list[tuple[Run, dict[str, Any]]]]  # by remedy: runs with their results
 
 
 def report_race(
     path: Path,
     grid: Ended,
     choices: dict[str, Choice],
+    decay: Decay,
     finals: Ended,
     impossible: dict[str, str],
     split: Split,
@@ -40,15 +39,15 @@ def report_race(
 ) -> tuple[str, list[Path]]:
     """Save the race as `path`.json, .md and .png; return what to print and the saved paths.
 
-    grid, finals: the runs of the two phases. The first remedy of `finals` is the one that the
-    others are compared with. impossible: the remedies that were left out, with the reasons.
-    passes: the budget, see `race.within_budget`. record: further arguments of
-    `files.save_result`.
+    grid, finals: the runs of the phases. The first remedy of `finals` is the one that the
+    others are compared with. choices, decay: made from `grid`. impossible: the remedies that
+    were left out, with the reasons. passes: the budget, see
+    `race.within_budget`. record: further arguments of `files.save_result`.
     """
     results = {name: [result for _, result in ended] for name, ended in finals.items()}
     comparison = compare(results, split.test.labels.numpy()) if results else None
     others = _not_compared(choices, finals, impossible)
-    race = Race(comparison, choices, others, split, selection, passes)
+    race = Race(comparison, choices, decay, others, split, selection, passes)
     figure, saved = path.with_suffix(".png"), []
     if comparison is None:
         figure.unlink(missing_ok=True)  # of an earlier race
@@ -67,6 +66,7 @@ def report_race(
                 for name, choice in choices.items()
             },
             passes=passes,
+            weight_decay=dict(zip(map(str, WEIGHT_DECAYS), decay.scores, strict=True)),
             not_compared=others,
             comparison=comparison and asdict(comparison),
             published=PUBLISHED if is_cifar10_lt(split) else None,

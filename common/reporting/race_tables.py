@@ -13,10 +13,10 @@ from common.dataset.split import Split
 from common.metrics.comparison import Comparison
 from common.reporting import training_tables as tables
 from common.reporting.tables import WIDTH, markdown_table, text_table
-from common.training.race import PASSES, Choice, points
+from common.training.race import PASSES, Choice, Decay, points
 from common.training.recipe import Recipe, option_name
 from common.training.recipe_record import command_line
-from common.training.recipes import RACE, RACE_RATES, RACED
+from common.training.recipes import RACE, RACE_RATES, RESNET, WEIGHT_DECAYS
 from common.training.runs import Run
 
 # The settings are chosen by it, and on equally many test images of each class it is the top-1
@@ -40,14 +40,16 @@ PUBLISHED = {
 def race_list() -> str:
     """Return the remedies of the race, each with its own options and the values to try."""
     rates = " and ".join(f"{rate:g}" for rate in RACE_RATES)
-    without_rate = replace(RACED, learning_rate=Recipe().learning_rate)
+    plain = Recipe()
+    shared = replace(RESNET, learning_rate=plain.learning_rate, weight_decay=plain.weight_decay)
     heading = (
         f"The race (train.py race): each remedy at learning rates {rates} and two values of its"
-        f" own hyper-parameter, with {command_line(without_rate)}"
+        f" own hyper-parameter, with {command_line(shared)}; where another parameter than the"
+        " weight decay is listed, the weight decay is the one that suits the others better"
     )
     lines = [_filled(heading)]
     for name, (recipe, parameter, values) in RACE.items():
-        changes = command_line(recipe, RACED).split()
+        changes = command_line(recipe, RESNET).split()
         own = [f"--{option_name(parameter)}", " or ".join(f"{value:g}" for value in values)]
         lines.append(_filled(f"{name:24}{' '.join([*changes, *own])}", " " * 24))
     return "\n".join(lines)
@@ -71,14 +73,27 @@ def plan_text(
     sentences = [
         *left_out(impossible),
         f"The race: {runs} runs on {train:,} train images choose the settings of each remedy on"
-        f" {validation:,} others; then {seeds * remedies} runs on all"
-        f" {len(split.train.labels):,}. {settings['jobs']} at a time, on"
+        f" {validation:,} others, first of the remedies without a parameter of their own, then,"
+        f" with the weight decay that suits those better, of the rest; then {seeds * remedies}"
+        f" runs on all {len(split.train.labels):,}. {settings['jobs']} at a time, on"
         f" {settings['device']}.",
         "Of each run that ends: number, balanced accuracy (on the validation images, then on"
         " the test images), seconds, name. A run that differs from an earlier one only in what"
         " follows the training shares its training.",
     ]
     return "\n".join(map(_filled, sentences))
+
+
+def _decay_text(decay: Decay) -> str:
+    """Return between which weight decays remedies choose, and which one the rest take."""
+    scores = " and ".join(
+        f"{score:.3f} with {value:g}"
+        for value, score in zip(WEIGHT_DECAYS, decay.scores, strict=True)
+    )
+    return (
+        "A remedy without a parameter of its own chooses between two weight decays; their mean"
+        f" balanced accuracy is {scores}, so all others take {decay.value:g}."
+    )
 
 
 def left_out(impossible: dict[str, str]) -> list[str]:
@@ -140,22 +155,22 @@ def choices_markdown(choices: dict[str, Choice], images: int) -> str:
     return f"{markdown_table(headers, rows)}\n\n{sentence}"
 
 
-def notes(split: Split, selection: Split, passes: int) -> list[str]:
+def notes(race: Race) -> list[str]:
     """Return how the race was run, in sentences."""
-    validation, train = len(selection.validation.labels), len(split.train.labels)
+    validation, train = len(race.selection.validation.labels), len(race.split.train.labels)
     return [
         f"The settings of each remedy were chosen on {validation:,} of the {train:,} train"
         " images, a stratified part: at each point of its grid one network (seed 0) was trained"
         " on the others, and the one with the best balanced accuracy won, of equals the first."
-        " (The G-mean can't rank networks that miss a class: it is 0 for each of them.) A"
-        " remedy without a parameter of its own chooses between two weight decays, of which the"
-        " others have the larger one; the tau of vs is 1.25, which public code has for"
-        " CIFAR-10-LT, and was not searched. Test images played no part. For the table"
-        " each remedy was trained again, on all train images.",
-        f"Every run has the same budget, as nearly as whole epochs allow: it draws {passes}"
-        " times as many examples as there are train images. An epoch of over-sampled images is"
-        " longer, so there are fewer of them, and of under-sampled ones there are more. The"
-        " second stage of crt and mislas is part of the budget.",
+        " (The G-mean can't rank networks that miss a class: it is 0 for each of them.)"
+        f" {_decay_text(race.decay)} The tau of vs is 1.25, which public code has for"
+        " CIFAR-10-LT, and was not searched; balanced-softmax is logit-adjusted with tau 1."
+        " Test images played no part. For the table each remedy was trained again, on all train"
+        " images.",
+        "Every run has the same budget, as nearly as whole epochs allow: it draws"
+        f" {race.passes} times as many examples as there are train images. An epoch of"
+        " over-sampled images is longer, so there are fewer of them, and of under-sampled ones"
+        " there are more. The second stage of crt and mislas is part of the budget.",
     ]
 
 
@@ -208,6 +223,7 @@ class Race(NamedTuple):
 
     comparison: Comparison | None
     choices: dict[str, Choice]
+    decay: Decay
     others: list[str]
     split: Split
     selection: Split
@@ -228,7 +244,7 @@ def race_text(race: Race) -> str:
     if comparison is not None and is_cifar10_lt(split):
         table = text_table(PUBLISHED_HEADERS, published_rows(comparison), "lrll")
         parts += ["== Published figures ==", table, _filled(published_note(split))]
-    return "\n\n".join([*parts, *map(_filled, notes(split, race.selection, race.passes))])
+    return "\n\n".join([*parts, *map(_filled, notes(race))])
 
 
 def race_markdown(race: Race) -> str:
@@ -237,7 +253,7 @@ def race_markdown(race: Race) -> str:
     parts = []
     if comparison is not None:
         parts.append(tables.compared_as_markdown(comparison, RANKED_BY).rstrip())
-    parts += [*race.others, *notes(split, race.selection, race.passes)]
+    parts += [*race.others, *notes(race)]
     parts.append(choices_markdown(race.choices, len(race.selection.validation.labels)))
     if comparison is not None and is_cifar10_lt(split):
         parts.append(markdown_table(PUBLISHED_HEADERS, published_rows(comparison)))

@@ -1,16 +1,18 @@
 """The race: the settings of each remedy are chosen on validation images, then it is tested.
 
-Two phases, both through `runs.train_all`. The grid trains each remedy at each of its points, on
-a split that has no test images. The finals train each remedy at its chosen point on all train
-images, with several seeds.
+Three phases, each through `runs.train_all`. The grid trains each remedy at each of its points,
+on a split that has no test images: first the remedies without a parameter of their own, which
+choose the weight decay of the others, then these. The finals train each remedy at its chosen
+point on all train images, with several seeds.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import torch
@@ -19,13 +21,16 @@ from common.dataset.load import hold_out
 from common.dataset.split import Split
 from common.errors import InputError
 from common.training.recipe import Recipe, option_name
-from common.training.recipes import RACE, RACE_RATES, RESNET
+from common.training.recipes import RACE, RACE_RATES, RESNET, WEIGHT_DECAYS
 from common.training.resampling import check_class_counts, make_examples
 from common.training.runs import Run, train_all
 
 HELD_OUT = 0.25  # share of the train images that the settings are chosen on
 GRID_SEED = 0
 PASSES = RESNET.epochs  # the budget of a run, in epochs over the train images
+
+
+Ended = dict[str, list[tuple[Run, dict[str, Any]]]]  # by remedy: runs with their results
 
 
 class Choice(NamedTuple):
@@ -39,20 +44,36 @@ class Choice(NamedTuple):
     point: int | None
 
 
+class Decay(NamedTuple):
+    """The weight decay of the remedies with a parameter of their own.
+
+    scores: of each of WEIGHT_DECAYS the mean balanced accuracy of the remedies without one.
+    """
+
+    value: float
+    scores: tuple[float, ...]
+
+
 def points(name: str) -> list[tuple[float, float]]:
     """Return the grid of a remedy: (learning rate, value of its own hyper-parameter) pairs."""
     return list(itertools.product(RACE_RATES, RACE[name].values))
 
 
-def recipe_at(name: str, point: int, counts: Sequence[int], passes: int = PASSES) -> Recipe:
+def recipe_at(
+    name: str,
+    point: int,
+    counts: Sequence[int],
+    passes: int = PASSES,
+    weight_decay: float = WEIGHT_DECAYS[0],
+) -> Recipe:
     """Return the recipe of a remedy at a point of its grid, within the budget of the race.
 
-    counts, passes: see `within_budget`.
+    counts, passes: see `within_budget`. weight_decay: of a remedy that does not choose one.
     """
     recipe, parameter, _ = RACE[name]
     rate, value = points(name)[point]
-    recipe = replace(recipe, learning_rate=rate, **{parameter: value})
-    return within_budget(recipe, counts, passes)
+    own = {"weight_decay": weight_decay} | {parameter: value}
+    return within_budget(replace(recipe, learning_rate=rate, **own), counts, passes)
 
 
 def within_budget(recipe: Recipe, counts: Sequence[int], passes: int = PASSES) -> Recipe:
@@ -114,26 +135,25 @@ def impossible(names: Sequence[str], selection: Split, split: Split) -> dict[str
 
 def grid_runs(
     names: Sequence[str],
-    without: Container[str],
     selection: Split,
     passes: int = PASSES,
+    weight_decay: float = WEIGHT_DECAYS[0],
 ) -> dict[str, list[Run]]:
     """Return, for each of these remedies, the runs of its grid, one for each point.
 
-    without: remedies that are left out. passes: see `within_budget`.
+    passes, weight_decay: see `recipe_at`.
     """
     counts = selection.train.counts(len(selection.classes))
     return {
         name: [
             Run(
                 f"{name}+learning-rate={rate:g}+{option_name(RACE[name].parameter)}={value:g}",
-                recipe_at(name, i, counts, passes),
+                recipe_at(name, i, counts, passes, weight_decay),
                 GRID_SEED,
             )
             for i, (rate, value) in enumerate(points(name))
         ]
         for name in names
-        if name not in without
     }
 
 
@@ -143,7 +163,7 @@ def train(
     folder: Path,
     show: Callable[[int, int, Run, dict[str, Any]], None],
     settings: dict[str, Any],
-) -> dict[str, list[tuple[Run, dict[str, Any]]]]:
+) -> Ended:
     """Train the runs of a phase, and return each remedy's runs with their results.
 
     The results are saved, the networks are not: a phase has a hundred of them.
@@ -158,6 +178,44 @@ def train(
     return {
         name: [(run, result_by_run[run]) for run in runs] for name, runs in by_remedy.items()
     }
+
+
+def train_grid(
+    names: Sequence[str],
+    selection: Split,
+    folder: Path,
+    show: Callable[[int, int, Run, dict[str, Any]], None],
+    settings: dict[str, Any],
+    passes: int = PASSES,
+) -> tuple[Ended, Decay]:
+    """Train the grid of these remedies; return each one's runs and the weight decay chosen.
+
+    The remedies without a parameter of their own are trained first, since they choose the
+    weight decay of the others. folder, show, settings: see `train`. passes: see `recipe_at`.
+    """
+    first = [name for name in names if RACE[name].parameter == "weight_decay"]
+    others = [name for name in names if name not in first]
+    grid = train(grid_runs(first, selection, passes), selection, folder, show, settings)
+    decay = choose_decay(grid)
+    runs = grid_runs(others, selection, passes, decay.value)
+    grid |= train(runs, selection, folder, show, settings)
+    return {name: grid[name] for name in names}, decay
+
+
+def choose_decay(grid: Ended) -> Decay:
+    """Return the weight decay for the remedies that have another parameter to choose.
+
+    grid: of the remedies without one. Which of the weight decays is better depends on the
+    images, and a remedy must not win because its own choice includes the better one. So the
+    others take the one with the best mean balanced accuracy, over these remedies and the
+    learning rates; a run that diverged counts as 0, and of equals the first is taken.
+    """
+    scores_by_decay: dict[float, list[float]] = {decay: [] for decay in WEIGHT_DECAYS}
+    for ended in grid.values():
+        for (run, _), score in zip(ended, choose(ended).scores, strict=True):
+            scores_by_decay[run.recipe.weight_decay].append(score or 0.0)
+    means = {decay: fmean(scores) for decay, scores in scores_by_decay.items()}
+    return Decay(max(means, key=means.__getitem__), tuple(means.values()))
 
 
 def choose(ended: Sequence[tuple[Run, dict[str, Any]]]) -> Choice:
@@ -177,14 +235,18 @@ def choose(ended: Sequence[tuple[Run, dict[str, Any]]]) -> Choice:
 
 def final_runs(
     choices: dict[str, Choice],
+    grid: Ended,
     split: Split,
     seeds: Sequence[int],
     passes: int = PASSES,
 ) -> dict[str, list[Run]]:
     """Return, for each remedy that has one, the runs of its chosen point, one for each seed."""
     counts = split.train.counts(len(split.classes))
-    return {
-        name: [Run(name, recipe_at(name, choice.point, counts, passes), seed) for seed in seeds]
+    recipes = {
+        name: within_budget(grid[name][choice.point][0].recipe, counts, passes)
         for name, choice in choices.items()
         if choice.point is not None
+    }
+    return {
+        name: [Run(name, recipe, seed) for seed in seeds] for name, recipe in recipes.items()
     }

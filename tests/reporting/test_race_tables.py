@@ -8,7 +8,7 @@ import torch
 from common.dataset.split import LabelledImages, make_split
 from common.metrics.comparison import Comparison, Summary
 from common.reporting import race_tables
-from common.training.race import Choice, selection_split
+from common.training.race import Choice, Decay, selection_split
 from common.training.recipes import RACE
 from common.training.runs import Run
 
@@ -20,6 +20,7 @@ CHOICES = {
     "focal": Choice((None, 0.7, None, 0.8456), 3),
     "square-root-sampler": Choice((None,) * 4, None),
 }
+DECAY = Decay(0.0005, (0.6512, 0.6))
 
 
 def part(counts):
@@ -64,8 +65,11 @@ def test_published_figures_are_shown_for_their_data_only(changes, expected):
     selection = selection_split(split)
     comparison = comparison_of({"none": 0.7, "mislas": 0.8})
     for function in (race_tables.race_text, race_tables.race_markdown):
-        text = function(race_tables.Race(comparison, CHOICES, [], split, selection, 30))
+        text = function(race_tables.Race(comparison, CHOICES, DECAY, [], split, selection, 30))
         assert text.startswith("|") or max(map(len, text.splitlines())) <= 80
+        words = " ".join(text.split())
+        assert "is 0.651 with 0.0005 and 0.600 with 0.002, so" in words
+        assert "so all others take 0.0005." in words
         assert ("ProCo" in text) == ("ResNet-32" in text) == ("GLMC" in text) == expected
 
 
@@ -118,12 +122,13 @@ def test_the_widest_tables_and_lines_fit_80_columns():
     selection = selection_split(split)
     comparison = comparison_of(dict.fromkeys(RACE, 0.5))
     others = ["x" * 60 + " y"] * 2
-    race = race_tables.Race(comparison, choices, others, split, selection, 30)
+    race = race_tables.Race(comparison, choices, DECAY, others, split, selection, 30)
     text = race_tables.race_text(race)
     assert max(map(len, text.splitlines())) <= 80
     settings = {"jobs": 100, "device": "cpu"}
     text = race_tables.plan_text(92, 5, {"smote": "a reason"}, split, selection, settings)
     assert max(map(len, text.splitlines())) <= 80
+    text = " ".join(text.split())
     assert "92 runs on 9,304 train images" in text  # three quarters of 12,406
     assert "then 110 runs on all 12,406" in text  # five of each of 22 remedies
     assert "smote is left out: a reason." in text

@@ -11,9 +11,12 @@ from conftest import random_part
 from common.dataset.load import load
 from common.dataset.split import LabelledImages, make_split
 from common.errors import InputError
+from common.training import race
 from common.training.race import (
     Choice,
+    Decay,
     choose,
+    choose_decay,
     final_runs,
     grid_runs,
     impossible,
@@ -21,6 +24,7 @@ from common.training.race import (
     recipe_at,
     selection_split,
     train,
+    train_grid,
     within_budget,
 )
 from common.training.recipe import Recipe
@@ -52,13 +56,14 @@ def test_every_remedy_runs_once_with_as_many_points_on_the_same_network_and_sche
               "nesterov", "augment", "precision", "ema", "flip_average")  # fmt: skip
     settings = set()
     for name in RACE:
-        recipes = [recipe_at(name, i, REPORTS) for i in range(len(points(name)))]
+        recipes = [
+            recipe_at(name, i, REPORTS, weight_decay=0.002) for i in range(len(points(name)))
+        ]
         assert len(recipes) == len(set(recipes)) == 4, name
         assert sorted(recipe.learning_rate for recipe in recipes) == [0.1, 0.1, 0.3, 0.3]
         for recipe in recipes:
             assert from_record(asdict(recipe)) == recipe  # values that the options allow
             settings.add(tuple(getattr(recipe, field) for field in shared))
-        # The weight decay is no remedy's advantage: 0.002 is within the reach of each.
         own = RACE[name].parameter == "weight_decay"
         decays = {0.0005, 0.002} if own else {0.002}
         assert {recipe.weight_decay for recipe in recipes} == decays
@@ -116,6 +121,52 @@ def test_the_best_balanced_accuracy_on_validation_images_is_chosen(scores, point
 
     ended = [(Run(f"a+{i}", Recipe(), 0), result(i, score)) for i, score in enumerate(scores)]
     assert choose(ended) == Choice(tuple(scores), point)
+
+
+def test_the_weight_decay_of_the_others_suits_those_without_a_parameter_better():
+    """A remedy must not win because its own choice includes the better weight decay."""
+
+    def grid(*scores_by_remedy):
+        """Scores in the order of points: (0.1, 0.0005), (0.1, 0.002), (0.3, 0.0005), ..."""
+        names = ("none", "random-over")
+        runs = grid_runs(names, split_of(random_part((40, 20, 8))))
+        return {
+            name: [
+                (run, {"diverged": score is None, "validation": {"balanced_accuracy": score}})
+                for run, score in zip(runs[name], scores, strict=True)
+            ]
+            for name, scores in zip(names, scores_by_remedy, strict=True)
+        }
+
+    # none alone would choose the other one.
+    chosen = choose_decay(grid((0.5, 0.6, 0.5, 0.5), (0.7, 0.6, 0.7, 0.6)))
+    assert chosen == Decay(0.0005, pytest.approx((0.6, 0.575)))
+    chosen = choose_decay(grid((None, 0.5, 0.5, 0.3), (0.5, 0.6, 0.8, 0.6)))
+    assert chosen == Decay(0.002, pytest.approx((0.45, 0.5)))
+    assert choose_decay(grid((0.5,) * 4, (0.5,) * 4)).value == 0.0005
+
+
+def test_the_grid_trains_the_others_with_the_weight_decay_that_those_choose(
+    tmp_path, monkeypatch
+):
+    selection = selection_split(split_of(random_part((40, 20, 16))))
+    score_by_decay, trained = {0.0005: 0.1, 0.002: 0.2}, []
+
+    def train_all(runs, *_, **__):
+        trained.append([run.name.partition("+")[0] for run in runs][::4])
+        for run in runs:
+            score = score_by_decay[run.recipe.weight_decay]
+            yield run, {"diverged": None, "validation": {"balanced_accuracy": score}}
+
+    monkeypatch.setattr(race, "train_all", train_all)
+    names = ["focal", "none", "crt", "random-over"]
+    grid, decay = train_grid(names, selection, tmp_path, lambda *_: None, SETTINGS)
+    assert trained == [["none", "random-over"], ["focal", "crt"]]
+    assert list(grid) == names
+    assert decay == Decay(0.002, pytest.approx((0.1, 0.2)))
+    for name in ("focal", "crt"):
+        assert {run.recipe.weight_decay for run, _ in grid[name]} == {0.002}
+    assert [run.recipe.weight_decay for run, _ in grid["none"]] == [0.0005, 0.002] * 2
 
 
 def test_the_settings_are_chosen_on_a_quarter_of_the_train_images_without_test_images():
@@ -185,7 +236,9 @@ def test_the_final_runs_are_those_of_the_chosen_points_on_all_train_images():
         "smote": Choice((0.1, 0.4, 0.3, 0.2), 1),
         "vs": Choice((None,) * 4, None),
     }
-    runs = final_runs(choices, split, range(4, 6))
+    runs = grid_runs(list(choices), selection_split(split), weight_decay=0.002)
+    grid = {name: [(run, {}) for run in of_remedy] for name, of_remedy in runs.items()}
+    runs = final_runs(choices, grid, split, range(4, 6))
     assert {name: [run.file for run in of_remedy] for name, of_remedy in runs.items()} == {
         "focal": ["focal-seed4", "focal-seed5"],
         "smote": ["smote-seed4", "smote-seed5"],
@@ -193,6 +246,7 @@ def test_the_final_runs_are_those_of_the_chosen_points_on_all_train_images():
     focal, smote = (runs[name][0].recipe for name in ("focal", "smote"))
     assert (focal.loss, focal.learning_rate, focal.focal_gamma) == ("focal", 0.3, 1.0)
     assert (smote.resample, smote.learning_rate, smote.neighbours) == ("smote", 0.1, 10)
+    assert focal.weight_decay == smote.weight_decay == 0.002  # of the grid
     assert (focal.epochs, smote.epochs) == (30, 11)  # 30 x 456 / 1,200 = 11.4
 
 
@@ -201,8 +255,8 @@ def test_every_remedy_trains_and_its_grid_sees_no_test_image(tmp_path):
     selection = selection_split(split)
     names = list(RACE)
     assert impossible(names, selection, split) == {}
-    runs = grid_runs(names, ["focal"], selection, passes=1)
-    assert list(runs) == [name for name in names if name != "focal"]
+    runs = grid_runs(names, selection, passes=1)
+    assert list(runs) == names
     assert {len(of_remedy) for of_remedy in runs.values()} == {4}
     assert len({run.file for of_remedy in runs.values() for run in of_remedy}) == 4 * len(runs)
     small = {"width": 4, "batch_size": 25, "crt_epochs": 1, "epochs": 1}
@@ -213,9 +267,9 @@ def test_every_remedy_trains_and_its_grid_sees_no_test_image(tmp_path):
     shown = []
     ended = train(first, selection, tmp_path, lambda *each: shown.append(each), SETTINGS)
     assert {name: [run for run, _ in each] for name, each in ended.items()} == first
-    assert [(number, of) for number, of, *_ in shown] == [(i + 1, 22) for i in range(22)]
+    assert [(number, of) for number, of, *_ in shown] == [(i + 1, 23) for i in range(23)]
     for ((run, result),) in ended.values():
-        assert (22, run, result) in [each[1:] for each in shown]
+        assert (23, run, result) in [each[1:] for each in shown]
         assert result["diverged"] is None
         assert "report" not in result
         assert "test_predictions" not in result

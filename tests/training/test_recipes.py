@@ -30,9 +30,7 @@ def test_a_variant_has_a_name_that_a_file_can_have(changes, name):
 
 
 def test_a_remedy_of_the_race_is_told_from_a_recipe():
-    with pytest.raises(
-        InputError, match=r"train\.py resnet9 --weight-decay 0\.002 --loss vs --tau"
-    ):
+    with pytest.raises(InputError, match=r"train\.py resnet9 --loss vs --tau"):
         select(["vs"], {})
     assert select(["mixup"], {})  # also a recipe, of the reports' network
 
