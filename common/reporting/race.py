@@ -41,8 +41,8 @@ def report_race(
 
     grid, finals: the runs of the phases. The first remedy of `finals` is the one that the
     others are compared with. choices, decay: made from `grid`. impossible: the remedies that
-    were left out, with the reasons. passes: the budget, see
-    `race.within_budget`. record: further arguments of `files.save_result`.
+    were left out, with the reasons. passes: the budget, see `race.within_budget`. record:
+    further arguments of `files.save_result`.
     """
     results = {name: [result for _, result in ended] for name, ended in finals.items()}
     comparison = compare(results, split.test.labels.numpy()) if results else None

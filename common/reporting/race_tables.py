@@ -44,8 +44,8 @@ def race_list() -> str:
     shared = replace(RESNET, learning_rate=plain.learning_rate, weight_decay=plain.weight_decay)
     heading = (
         f"The race (train.py race): each remedy at learning rates {rates} and two values of its"
-        f" own hyper-parameter, with {command_line(shared)}; where another parameter than the"
-        " weight decay is listed, the weight decay is the one that suits the others better"
+        f" own hyper-parameter, with {command_line(shared)}; a remedy that lists no"
+        " --weight-decay takes the value that is better for those that do, on average"
     )
     lines = [_filled(heading)]
     for name, (recipe, parameter, values) in RACE.items():
@@ -91,8 +91,8 @@ def _decay_text(decay: Decay) -> str:
         for value, score in zip(WEIGHT_DECAYS, decay.scores, strict=True)
     )
     return (
-        "A remedy without a parameter of its own chooses between two weight decays; their mean"
-        f" balanced accuracy is {scores}, so all others take {decay.value:g}."
+        "The remedies without a parameter of their own choose between two weight decays. Their"
+        f" mean balanced accuracy is {scores}, so all others take {decay.value:g}."
     )
 
 

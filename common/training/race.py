@@ -29,7 +29,6 @@ HELD_OUT = 0.25  # share of the train images that the settings are chosen on
 GRID_SEED = 0
 PASSES = RESNET.epochs  # the budget of a run, in epochs over the train images
 
-
 Ended = dict[str, list[tuple[Run, dict[str, Any]]]]  # by remedy: runs with their results
 
 
@@ -59,21 +58,15 @@ def points(name: str) -> list[tuple[float, float]]:
     return list(itertools.product(RACE_RATES, RACE[name].values))
 
 
-def recipe_at(
-    name: str,
-    point: int,
-    counts: Sequence[int],
-    passes: int = PASSES,
-    weight_decay: float = WEIGHT_DECAYS[0],
-) -> Recipe:
+def recipe_at(name: str, point: int, counts: Sequence[int], passes: int = PASSES) -> Recipe:
     """Return the recipe of a remedy at a point of its grid, within the budget of the race.
 
-    counts, passes: see `within_budget`. weight_decay: of a remedy that does not choose one.
+    counts, passes: see `within_budget`.
     """
     recipe, parameter, _ = RACE[name]
     rate, value = points(name)[point]
-    own = {"weight_decay": weight_decay} | {parameter: value}
-    return within_budget(replace(recipe, learning_rate=rate, **own), counts, passes)
+    recipe = replace(recipe, learning_rate=rate, **{parameter: value})
+    return within_budget(recipe, counts, passes)
 
 
 def within_budget(recipe: Recipe, counts: Sequence[int], passes: int = PASSES) -> Recipe:
@@ -137,18 +130,17 @@ def grid_runs(
     names: Sequence[str],
     selection: Split,
     passes: int = PASSES,
-    weight_decay: float = WEIGHT_DECAYS[0],
 ) -> dict[str, list[Run]]:
     """Return, for each of these remedies, the runs of its grid, one for each point.
 
-    passes, weight_decay: see `recipe_at`.
+    passes: see `within_budget`.
     """
     counts = selection.train.counts(len(selection.classes))
     return {
         name: [
             Run(
                 f"{name}+learning-rate={rate:g}+{option_name(RACE[name].parameter)}={value:g}",
-                recipe_at(name, i, counts, passes, weight_decay),
+                recipe_at(name, i, counts, passes),
                 GRID_SEED,
             )
             for i, (rate, value) in enumerate(points(name))
@@ -191,13 +183,19 @@ def train_grid(
     """Train the grid of these remedies; return each one's runs and the weight decay chosen.
 
     The remedies without a parameter of their own are trained first, since they choose the
-    weight decay of the others. folder, show, settings: see `train`. passes: see `recipe_at`.
+    weight decay of the others. folder, show, settings: see `train`. passes: see
+    `within_budget`.
     """
     first = [name for name in names if RACE[name].parameter == "weight_decay"]
     others = [name for name in names if name not in first]
     grid = train(grid_runs(first, selection, passes), selection, folder, show, settings)
     decay = choose_decay(grid)
-    runs = grid_runs(others, selection, passes, decay.value)
+    runs = {
+        name: [
+            replace(run, recipe=replace(run.recipe, weight_decay=decay.value)) for run in each
+        ]
+        for name, each in grid_runs(others, selection, passes).items()
+    }
     grid |= train(runs, selection, folder, show, settings)
     return {name: grid[name] for name in names}, decay
 
